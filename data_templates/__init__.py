@@ -1,0 +1,1 @@
+"""Row templates (YAML) and chat templates (Jinja) shipped with the toolkit."""

@@ -1,0 +1,1 @@
+"""Scores any Hugging Face causal language model, with or without an adapter, on typed tasks."""

@@ -1,0 +1,1 @@
+"""Task files shipped with the evaluation package."""

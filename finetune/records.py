@@ -1,0 +1,194 @@
+"""What the stages write for each other and for the report: typed JSON files of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SetAside(_Record):
+    """A row that is not used, one line of data/set_aside.jsonl."""
+
+    file: str
+    """The source as the recipe names it."""
+    line: int
+    """Line (or record number, from 1) in the source."""
+    reason: str
+    """Short code, the same for all rows of a kind: `missing_column`, `empty_answer`, `too_long`, …"""
+    detail: str
+    """What exactly, for people; never the row's text."""
+
+
+class SourceAccount(_Record):
+    """Rows of one source: every row is used for one purpose, set aside, or over the limit."""
+
+    source: str
+    sha256: str
+    """Hash of the file's bytes (of the pinned commit, for a hub data set)."""
+    rows: int
+    """Rows in the source."""
+    train: int
+    validation: int
+    held_out: int
+    set_aside: int
+    over_limit: int
+    """Rows left unused because of a `limit`."""
+
+
+class TokenStatistics(_Record):
+    """Lengths in tokens of the examples of one part."""
+
+    examples: int
+    tokens: int
+    trained_tokens: int
+    """Tokens with a label."""
+    shortest: int
+    median: int
+    percentile_95: int
+    longest: int
+
+
+class Duplicate(_Record):
+    """A held-out row that also stands among the training rows."""
+
+    held_out: str
+    """Id of the sample (file:line)."""
+    train: str
+    """file:line of the training row."""
+    kind: Literal["exact", "normalized"]
+    """Equal as written, or equal after case, punctuation and spaces are dropped."""
+    part: Literal["prompt", "answer", "both"]
+    """What is equal."""
+
+
+class TokenSpan(_Record):
+    """A piece of an example for the mask audit: its text, and whether it is trained on."""
+
+    text: str
+    trained: bool
+
+
+class Audit(_Record):
+    """data/audit.json: the account of the data stage."""
+
+    sources: tuple[SourceAccount, ...]
+    set_aside_by_reason: dict[str, int]
+    train: TokenStatistics
+    validation: TokenStatistics | None
+    held_out_samples: int
+    truncated: int
+    """Examples whose prompt was shortened."""
+    duplicates: tuple[Duplicate, ...]
+    """Held-out rows found among the training rows."""
+    labels: dict[str, int] | None
+    """Label → training rows, for classification."""
+    mask_preview: tuple[tuple[TokenSpan, ...], ...]
+    """A few training examples as spans."""
+    tokenizer_sha256: str
+    template_sha256: str
+
+
+class StepMetrics(_Record):
+    """One line of training/metrics.jsonl."""
+
+    step: int
+    loss: float | None = None
+    """Mean negative log-likelihood of the step's labelled tokens, in nats."""
+    validation_loss: float | None = None
+    """Mean negative log-likelihood of the validation rows' labelled tokens, in nats."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    """Before clipping."""
+    tokens: int = 0
+    """Tokens without padding, so far."""
+    seconds: float = 0.0
+    """Since training began."""
+
+
+class TrainingSummary(_Record):
+    """training/summary.json."""
+
+    steps: int
+    kept_step: int
+    """The step whose adapter was kept."""
+    examples: int
+    tokens: int
+    """Tokens without padding over all steps."""
+    trained_tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    """Peak resident memory of the process (of all processes together, on several devices)."""
+    device: str
+    devices: int
+    trainable_parameters: int
+    base_parameters: int
+    choices: dict[str, str]
+    """What was chosen by capability: attention, loss, optimizer."""
+    adapter_sha256: str
+    """Hash of adapter_model.safetensors."""
+
+
+class MergeCandidate(_Record):
+    """One way of folding, measured on the validation rows."""
+
+    onto: Literal["full_precision", "dequantized"]
+    validation_nll: float | None
+    """Mean negative log-likelihood of the answers as saved, in nats; none without validation rows."""
+
+
+class MergeProof(_Record):
+    """merged/merge.json: what was folded into what, and how far the result is from what was trained."""
+
+    onto: Literal["full_precision", "dequantized"]
+    dtype: str
+    candidates: tuple[MergeCandidate, ...]
+    probe_rows: int
+    probe_tokens: int
+    """Answer tokens that the comparisons below are made on."""
+    max_logit_difference: float
+    """Merged against adapter on the same base, both in fp32 before saving."""
+    logit_scale: float
+    """Largest absolute logit on the probe, beside which the difference above is to be read."""
+    agreement: float
+    """Share of answer tokens with the same most probable token: reloaded merge against adapter on the same base."""
+    agreement_as_trained: float
+    """The same against the model as trained (4-bit base and adapter)."""
+    kl_as_trained: float
+    """Mean KL divergence, as trained from merged, on answer tokens, in nats."""
+    kl_to_base: float
+    """Mean KL divergence of the merge from the untuned base: proof that the merge is not a no-op."""
+    nll_base: float
+    """Mean answer loss of the untuned base, in nats."""
+    nll_as_trained: float
+    nll_merged: float
+    gain_kept: float
+    """(nll_base - nll_merged) / (nll_base - nll_as_trained)."""
+    merged_sha256: str
+    seconds: float
+
+
+class Environment(_Record):
+    """environment.json: where it ran."""
+
+    python: str
+    platform: str
+    processor: str
+    cpu_count: int
+    torch_threads: int
+    memory_bytes: int
+    device: str
+    versions: dict[str, str]
+
+
+class StageTime(_Record):
+    """How long a stage took and the peak memory at its end."""
+
+    stage: str
+    seconds: float
+    peak_memory_bytes: int
