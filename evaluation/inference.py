@@ -1,0 +1,217 @@
+"""What is asked of a model: to write an answer, to weigh options, to score a given answer.
+
+Samples are batched by length, so that little is padded, and come back in the order in which they were given. A batch
+never changes a sample's figures beyond rounding: padding is masked by length, and nothing is cached between samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evaluation.conversation import Conversation
+from evaluation.errors import TaskError
+from evaluation.model import ModelSpec, assert_unpacked, load_model, load_tokenizer
+from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
+from evaluation.rendering import IGNORE, Example, Renderer
+from evaluation.token_loss import labelled_nll, shift
+
+BATCH_TOKENS = 4096
+"""Tokens (with padding) held at a time in a scoring pass; a knob for memory alone."""
+
+Advance = Callable[[int], None]
+"""Told the number of samples that were just finished, for a progress bar."""
+
+UNSUPPORTED_LOGIT_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Greedy continuation of a prompt."""
+
+    text: str
+    """Up to the stop token, without it, stripped."""
+    tokens: int
+    """Generated tokens, the stop token included."""
+    stopped: bool
+    """Whether the model ended the answer by itself."""
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Negative log-likelihood of an answer, in nats, summed over its tokens with the end token."""
+
+    nll: float
+    tokens: int
+
+
+class LanguageModel:
+    """A loaded causal language model with its renderer."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, renderer: Renderer) -> None:
+        """Take a model in evaluation mode and the renderer of its tokenizer.
+
+        Raises:
+            TaskError: the model scales its logits, which scoring by the output head alone would miss.
+        """
+        self.model = model
+        self.renderer = renderer
+        self.causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+        config = self.causal_lm.config.to_dict()
+        scaled = [name for name in UNSUPPORTED_LOGIT_SCALING if config.get(name) not in (None, 1.0)]
+        if scaled:
+            raise TaskError(f"models with {scaled[0]} cannot be scored here", where=str(config.get("model_type")))
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance = lambda _: None
+    ) -> list[Generated]:
+        """Continue each prompt greedily until a stop token or the limit."""
+        ids = [self.renderer.prompt(prompt) for prompt in prompts]
+        stops = self.renderer.stop_ids()
+        answers: dict[int, Generated] = {}
+        for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in ids], BATCH_TOKENS):
+            width = max(len(ids[i]) for i in batch)
+            padded = [[stops[0]] * (width - len(ids[i])) + list(ids[i]) for i in batch]
+            mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch]
+            output_BT = self.causal_lm.generate(
+                input_ids=self._tensor(padded),
+                attention_mask=self._tensor(mask),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=list(stops),
+                pad_token_id=stops[0],
+            )
+            for i, row in zip(batch, output_BT[:, width:].tolist(), strict=True):
+                answers[i] = self._cut(row, stops)
+            advance(len(batch))
+        assert_unpacked(self.model)
+        return [answers[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def option_log_likelihoods(
+        self, prompts: Sequence[Conversation], options: Sequence[str], advance: Advance = lambda _: None
+    ) -> list[list[float]]:
+        """Log-likelihood in nats of every option, with its end token, after every prompt.
+
+        The options of a prompt go through the model at once, as branches of a tree on the prompt that do not see
+        each other (`option_tree.py`).
+        """
+        answers = [self.renderer.answer(prompts[0], option) for option in options] if prompts else []
+        trees = [build_option_tree(self.renderer.prompt(prompt), answers) for prompt in prompts]
+        scores: dict[int, list[float]] = {}
+        for batch in batches_by_length([len(tree.input_ids) for tree in trees], BATCH_TOKENS):
+            for i, likelihoods in zip(batch, self._score_trees([trees[i] for i in batch]), strict=True):
+                scores[i] = likelihoods
+            advance(len(batch))
+        return [scores[i] for i in range(len(prompts))]
+
+    def answer_losses(
+        self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance = lambda _: None
+    ) -> list[AnswerLoss]:
+        """Loss of each given answer after its prompt."""
+        examples = [
+            answer_example(self.renderer.prompt(prompt), self.renderer.answer(prompt, answer))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        return self.example_losses(examples, advance)
+
+    @torch.inference_mode()
+    def example_losses(self, examples: Sequence[Example], advance: Advance = lambda _: None) -> list[AnswerLoss]:
+        """Loss of the labelled tokens of each example."""
+        losses: dict[int, AnswerLoss] = {}
+        for batch, _, labels_BT, hidden_BTD in self.hidden_states(examples):
+            hidden_ND, targets_N = shift(hidden_BTD, labels_BT, IGNORE)
+            nll_N = labelled_nll(hidden_ND, self.head(), targets_N)
+            counts = (labels_BT[:, 1:] != IGNORE).sum(1).tolist()
+            for i, part in zip(batch, nll_N.double().split(counts), strict=True):
+                losses[i] = AnswerLoss(float(part.sum()), len(part))
+            advance(len(batch))
+        return [losses[i] for i in range(len(examples))]
+
+    @torch.inference_mode()
+    def hidden_states(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+        """Yield batches as (indices of the examples, input ids (B, T), labels (B, T), last hidden states (B, T, D))."""
+        for batch in batches_by_length([len(example.input_ids) for example in examples], BATCH_TOKENS):
+            ids_BT, labels_BT, mask_BT = pad_examples([examples[i] for i in batch], self.renderer.stop_ids()[0])
+            device = self.causal_lm.device
+            output = self.causal_lm.base_model(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+            )
+            yield batch, ids_BT, labels_BT.to(device), output.last_hidden_state
+        assert_unpacked(self.model)
+
+    def head(self) -> Tensor:
+        """Return the output embedding, shape (V, D)."""
+        return self.causal_lm.get_output_embeddings().weight.detach()
+
+    def _score_trees(self, trees: Sequence[OptionTree]) -> list[list[float]]:
+        batch = pad_trees(trees, self.renderer.stop_ids()[0], self.causal_lm.dtype)
+        device = self.causal_lm.device
+        hidden_BTD = self.causal_lm.base_model(
+            input_ids=batch.input_ids_BT.to(device),
+            position_ids=batch.position_ids_BT.to(device),
+            attention_mask=batch.attention_B1TT.to(device),
+            use_cache=False,
+        ).last_hidden_state
+        rows, columns = batch.predictor_rows_N.to(device), batch.predictor_columns_N.to(device)
+        nll_N = labelled_nll(hidden_BTD[rows, columns], self.head(), batch.targets_N.to(device)).double()
+        sums = [-float(part.sum()) for part in nll_N.split(list(batch.answer_lengths))]
+        width = len(trees[0].answers)
+        return [sums[i * width : (i + 1) * width] for i in range(len(trees))]
+
+    def _cut(self, row: list[int], stops: Sequence[int]) -> Generated:
+        end = next((position for position, token in enumerate(row) if token in stops), None)
+        kept = tuple(row if end is None else row[:end])
+        text = str(self.renderer.tokenizer.decode(list(kept), skip_special_tokens=True)).strip()
+        return Generated(text, len(kept) + (end is not None), end is not None)
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=self.causal_lm.device)
+
+
+def load_language_model(spec: ModelSpec) -> LanguageModel:
+    """Load a model with its tokenizer; an adapter's folder has the tokenizer it was trained with."""
+    own_tokenizer = spec.adapter is not None and (spec.adapter / "tokenizer.json").exists()
+    tokenizer = load_tokenizer(spec.adapter if own_tokenizer and spec.adapter else spec.path)
+    return LanguageModel(load_model(spec), Renderer(tokenizer))
+
+
+def answer_example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
+    """Put a prompt and an answer together, with labels on the answer."""
+    return Example((*prompt, *answer), (*[IGNORE] * len(prompt), *answer))
+
+
+def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in batches of near-equal length whose padded size is at most `most_tokens`, longest first.
+
+    An index longer than the limit is a batch of its own.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def pad_examples(examples: Sequence[Example], padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad to the longest on the right: input ids, labels and attention mask, each of shape (B, T)."""
+    width = max(len(example.input_ids) for example in examples)
+    ids, labels, mask = [], [], []
+    for example in examples:
+        missing = width - len(example.input_ids)
+        ids.append([*example.input_ids, *[padding] * missing])
+        labels.append([*example.labels, *[IGNORE] * missing])
+        mask.append([1] * len(example.input_ids) + [0] * missing)
+    return torch.tensor(ids), torch.tensor(labels), torch.tensor(mask)

@@ -1,0 +1,186 @@
+"""The one place that loads a model: training, merging and scoring load through it and cannot disagree.
+
+Nothing but safetensors is read, nothing is fetched, and no code of a model folder is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import bitsandbytes
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from evaluation.errors import DataError, MachineError
+from evaluation.files import sha256_of_folder
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a base is stored in 4 bits."""
+
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.kind}{'-double' if self.double_quant else ''}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What to load: a folder of safetensors, an optional adapter folder, and in which form."""
+
+    path: Path
+    adapter: Path | None = None
+    quantization: Quantization | None = None
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    attention: Attention = "sdpa"
+
+    def sha256(self) -> tuple[str, str | None]:
+        """Hash the model's folder and the adapter's, file by file."""
+        return sha256_of_folder(self.path), sha256_of_folder(self.adapter) if self.adapter else None
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder.
+
+    Raises:
+        DataError: the folder holds no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no tokenizer could be loaded: {_first_line(error)}", where=str(folder)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_model(spec: ModelSpec) -> PreTrainedModel | PeftModel:
+    """Load the weights of a model, with its adapter if it has one, in evaluation mode.
+
+    Raises:
+        DataError: no safetensors weights, or an adapter that does not fit the model.
+        MachineError: the device is not there.
+    """
+    if not any(spec.path.glob("*.safetensors")):
+        raise DataError(
+            "no *.safetensors weights in this folder",
+            where=str(spec.path),
+            hint="pickled weights are not read; convert them with transformers' save_pretrained(safe_serialization=True)",
+        )
+    transformers_logging.disable_progress_bar()
+    device = choose_device(spec.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        spec.path,
+        dtype=DTYPES[spec.dtype],
+        quantization_config=_quantization_config(spec.quantization, DTYPES[spec.dtype]),
+        device_map={"": device},
+        attn_implementation=spec.attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    keep_cpu_weights_unpacked(model)
+    if spec.adapter is not None:
+        model = _load_adapter(model, spec.adapter)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """Return `cuda:0` where there is a GPU and else `cpu`, or what was asked for.
+
+    Raises:
+        MachineError: a GPU was asked for and there is none.
+    """
+    if wanted == "auto":
+        return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise MachineError(f"there is no GPU for device {wanted!r}", hint="use --device cpu, or a machine with CUDA")
+    return wanted
+
+
+def keep_cpu_weights_unpacked(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place on processors with AVX512-BF16.
+
+    The first forward in evaluation mode would do so, and the packed form has no gradient and is not understood by
+    dequantization: later training steps lose their gradients and later merges are scrambled, in silence.
+    Upstream: https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2078, open at bitsandbytes 0.50.2.
+    """
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def assert_unpacked(model: torch.nn.Module) -> None:
+    """Check that no 4-bit weight was repacked for the CPU since loading."""
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            state = module.weight.quant_state
+            assert not getattr(state, "packing_format_for_cpu", False), f"{name} was repacked by bitsandbytes"
+
+
+def dequantized_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights of every 4-bit layer as the forward pass sees them, name → (out, in) in fp32."""
+    assert_unpacked(model)
+    weights = {}
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            dense = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weights[f"{name}.weight"] = dense.float()
+    return weights
+
+
+def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.kind,
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        raise DataError("no adapter_model.safetensors in this folder", where=str(folder))
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, low_cpu_mem_usage=False)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"the adapter does not fit the base: {_first_line(error)}", where=str(folder)) from error
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with safe_open(file, framework="pt") as weights:
+        found = set(weights.keys())
+        broken = [name for name in sorted(found) if not torch.isfinite(weights.get_tensor(name)).all()]
+    if expected != found:
+        odd = sorted(expected ^ found)
+        raise DataError(
+            f"{len(odd)} adapter tensors are missing or belong to no layer of the base, first {odd[0]!r}", where=str(file)
+        )
+    if broken:
+        raise DataError(f"adapter tensor {broken[0]!r} holds values that are not finite", where=str(file))
+    return adapted
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

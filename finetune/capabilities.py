@@ -1,0 +1,78 @@
+"""What a machine can do, and what is chosen for it; each choice is named in `finetune show` and in the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from evaluation.model import Attention
+
+LossPath = Literal["labelled", "trl_fused"]
+Optimizer = Literal["adamw_torch", "paged_adamw_8bit"]
+
+FLASH_ATTENTION_CAPABILITY = (8, 0)
+"""Ampere, the oldest architecture of FlashAttention 2: https://github.com/Dao-AILab/flash-attention#installation-and-features"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choices rest on."""
+
+    cuda: bool
+    cuda_capability: tuple[int, int] = (0, 0)
+    bf16: bool = True
+    triton: bool = False
+    flash_attention: bool = False
+    bitsandbytes: bool = True
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How training is carried out here."""
+
+    attention: Attention
+    loss: LossPath
+    """`labelled`: our own loss over labelled positions; `trl_fused`: TRL's Triton kernel."""
+    optimizer: Optimizer
+    bf16_autocast: bool
+
+    def named(self) -> dict[str, str]:
+        """Return the choices as text."""
+        return {
+            "attention": self.attention,
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "autocast": "bfloat16" if self.bf16_autocast else "off",
+        }
+
+
+def this_machine() -> Machine:
+    """Look at this machine."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Machine(cuda=False)
+    return Machine(
+        cuda=True,
+        cuda_capability=torch.cuda.get_device_capability(),
+        bf16=torch.cuda.is_bf16_supported(),
+        triton=find_spec("triton") is not None,
+        flash_attention=find_spec("flash_attn") is not None,
+    )
+
+
+def choose(machine: Machine, dtype: str) -> Choices:
+    """Choose the fast paths that this machine has.
+
+    The CPU gets what is exact and quick there: SDPA, the loss over labelled positions, plain AdamW, no autocast.
+    """
+    if not machine.cuda:
+        return Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False)
+    flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
+    return Choices(
+        attention="flash_attention_2" if flash else "sdpa",
+        loss="trl_fused" if machine.triton else "labelled",
+        optimizer="paged_adamw_8bit" if machine.bitsandbytes else "adamw_torch",
+        bf16_autocast=machine.bf16 and dtype == "bfloat16",
+    )

@@ -1,0 +1,172 @@
+"""A run is one directory; a finished stage is a marker that holds the hashes of what went in and what came out.
+
+Nothing is read as finished because it exists: the marker is written last, and every output it names must still have
+the size and hash that it had.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from evaluation.files import sha256_of_file, sha256_of_folder, sweep_staging, write_model
+from finetune.errors import MachineError
+from finetune.records import StageTime
+
+Stage = Literal["prepare", "train", "merge", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+OUTPUTS: dict[Stage, tuple[str, ...]] = {
+    "prepare": ("data",),
+    "train": ("training", "adapter"),
+    "merge": ("merged",),
+    "evaluate": ("evaluation",),
+    "report": ("report.html", "report.md", "report.json"),
+}
+"""What each stage writes, relative to the run directory."""
+
+
+class StageMarker(BaseModel):
+    """stages/<stage>.json: the proof that a stage was finished, and from what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    stage: str
+    inputs: dict[str, str]
+    """Name of an input (a section of the recipe, a file, an earlier stage) → hash."""
+    outputs: dict[str, str]
+    """Name of an output → hash."""
+    time: StageTime
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths below one run's folder."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """Examples, held-out samples and the account of the data stage."""
+        return self.folder / "data"
+
+    @property
+    def training(self) -> Path:
+        """Metrics and summary of training."""
+        return self.folder / "training"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter, as it is published."""
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """The base with the adapter folded in, as it is published."""
+        return self.folder / "merged"
+
+    @property
+    def evaluation(self) -> Path:
+        """Results and samples by contender."""
+        return self.folder / "evaluation"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was resolved."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        """Hashes of everything that went in."""
+        return self.folder / "recipe.lock.json"
+
+    @property
+    def environment(self) -> Path:
+        """Where it ran."""
+        return self.folder / "environment.json"
+
+    def marker(self, stage: Stage) -> StageMarker | None:
+        """Read a stage's marker; none if the stage is not finished or the marker is damaged."""
+        try:
+            return StageMarker.model_validate_json(self._marker_file(stage).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def why_stale(self, stage: Stage, inputs: dict[str, str]) -> str | None:
+        """Say why a stage has to run, or return None where its finished outputs are still right."""
+        marker = self.marker(stage)
+        if marker is None:
+            return "not finished yet"
+        changed = sorted(name for name in inputs.keys() | marker.inputs.keys() if inputs.get(name) != marker.inputs.get(name))
+        if changed:
+            return f"{', '.join(changed)} changed"
+        for name, sha256 in marker.outputs.items():
+            if not (self.folder / name).exists() or hash_of(self.folder / name) != sha256:
+                return f"{name} is missing or was changed"
+        return None
+
+    def begin(self, stage: Stage) -> None:
+        """Forget that this stage, and every later one, was finished, and remove what it wrote."""
+        for later in STAGES[STAGES.index(stage) :]:
+            self._marker_file(later).unlink(missing_ok=True)
+        for name in OUTPUTS[stage]:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def finish(self, stage: Stage, inputs: dict[str, str], time: StageTime) -> None:
+        """Write the marker, last of all."""
+        outputs = {name: hash_of(self.folder / name) for name in OUTPUTS[stage]}
+        write_model(self._marker_file(stage), StageMarker(stage=stage, inputs=inputs, outputs=outputs, time=time))
+
+    def output_hash(self, stage: Stage) -> str:
+        """Return one hash of all outputs of a finished stage."""
+        marker = self.marker(stage)
+        assert marker is not None, f"{stage} is not finished"
+        return " ".join(f"{name}:{sha256}" for name, sha256 in sorted(marker.outputs.items()))
+
+    def stage_times(self, stages: Sequence[Stage] = STAGES) -> tuple[StageTime, ...]:
+        """Return the times of the finished stages, in order."""
+        return tuple(marker.time for stage in stages if (marker := self.marker(stage)) is not None)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the run for this process, and sweep what an interrupted one left.
+
+        Raises:
+            MachineError: another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".holder").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise MachineError(
+                    f"process {holder} is working on this run", where=str(self.folder), hint="wait for it, or use --out"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for parent in (self.folder, self.folder / "stages"):
+                sweep_staging(parent)
+            yield
+
+    def _marker_file(self, stage: Stage) -> Path:
+        return self.folder / "stages" / f"{stage}.json"
+
+
+def hash_of(path: Path) -> str:
+    """Hash a file, or a folder with everything in it."""
+    return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
