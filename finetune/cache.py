@@ -1,0 +1,58 @@
+"""The cache folder: entries named by the hash of what they hold, each whole or absent.
+
+files/<sha256>/<name>    single files, checked again on every use
+gguf/<key>/              models converted from GGUF
+hub/                     laid out by huggingface_hub
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evaluation.files import sha256_of_file
+
+
+def default_cache() -> Path:
+    """Return the folder used where none is named.
+
+    Below $XDG_CACHE_HOME, or ~/.cache (https://specifications.freedesktop.org/basedir-spec/latest/).
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    parent = Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache"
+    return parent / "finetune-recipes"
+
+
+def file_entry(cache: Path, sha256: str, name: str) -> Path:
+    """Name the place of a file with this content; its own name is kept, since suffixes carry meaning."""
+    return cache / "files" / sha256 / name
+
+
+def gguf_entry(cache: Path, key: str) -> Path:
+    """Name the folder of a model converted from a GGUF file."""
+    return cache / "gguf" / key
+
+
+def hub_folder(cache: Path) -> Path:
+    """Name the folder that huggingface_hub keeps its snapshots in."""
+    return cache / "hub"
+
+
+def is_intact(entry: Path, sha256: str) -> bool:
+    """Tell whether a cached file is there and still has the content it is named by."""
+    return entry.is_file() and sha256_of_file(entry) == sha256
+
+
+@contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """Let one process at a time make an entry; the others wait and then find it made.
+
+    The lock ends with the process, however it ends (https://man7.org/linux/man-pages/man2/flock.2.html).
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_name(f".{entry.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

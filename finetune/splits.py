@@ -1,0 +1,32 @@
+"""Which rows go where: pure functions of the rows' own keys, never of their order or of a random state."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+
+
+def split_by_fraction(keys: Sequence[str], fraction: float, salt: str) -> set[int]:
+    """Return the indices of the rows on the smaller side of a split.
+
+    Equal keys stay together. Whether a key is in depends on `salt` and the key alone: rows added later move
+    nothing, and the run's seed plays no part, so that runs with different seeds are scored on the same rows.
+    """
+    boundary = int(fraction * 2**256)
+    inside = {key for key in set(keys) if int.from_bytes(_digest(salt, key)) < boundary}
+    return {index for index, key in enumerate(keys) if key in inside}
+
+
+def draw(keys: Sequence[str], limit: int, seed: int) -> list[int]:
+    """Return the indices of `limit` rows, ascending: those whose key has the smallest hash under this seed.
+
+    The same rows are drawn in whatever order they come; of rows with equal keys the earlier are taken first.
+    """
+    order = ((_digest(str(seed), key), index) for index, key in enumerate(keys))
+    return sorted(index for _, index in heapq.nsmallest(limit, order))
+
+
+def _digest(salt: str, key: str) -> bytes:
+    # The length keeps ("a", "bc") and ("ab", "c") apart.
+    return hashlib.sha256(f"{len(salt)}:{salt}{key}".encode()).digest()
