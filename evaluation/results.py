@@ -73,6 +73,8 @@ class Result(_Value):
     """Metric name → estimate."""
     seconds: float
     """Wall time of scoring, without loading."""
+    outputs_sha256: str | None = None
+    """Hash of the file of outputs beside it; none until written."""
 
 
 class Difference(_Value):
