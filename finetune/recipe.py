@@ -113,7 +113,8 @@ class HeldOutSource(Source):
 
 
 def _held_out_kind(value: object) -> str:
-    if isinstance(value, HeldOutSource) or (isinstance(value, dict) and "source" in value):
+    # `rows` alone tells as well, so that a misspelt `source` is reported as just that.
+    if isinstance(value, HeldOutSource) or (isinstance(value, dict) and {"source", "rows"} & set(value)):
         return "source"
     return "fraction"
 
