@@ -2,6 +2,7 @@
 
 files/<sha256>/<name>    single files, checked again on every use
 gguf/<key>/              models converted from GGUF
+datasets/<key>/          links to the files of one split of a hub data set
 hub/                     laid out by huggingface_hub
 """
 

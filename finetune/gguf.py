@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ CONVERTER_VERSION = 1
 """Part of the cache key: raised when the same file would be converted differently."""
 
 _MAGIC = b"GGUF"
+# What transformers' reader raises on a damaged file: it checks no more than the first four bytes itself.
+_UNREADABLE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error)
 # What the conversion adds about the place it was made in, per file.
 _LOCAL_KEYS = {
     "config.json": ("_name_or_path", "_model_name_or_path"),
@@ -60,14 +63,14 @@ def load_gguf(folder: Path, file_name: str) -> tuple[PreTrainedModel, PreTrained
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+        if model.config.model_type != "llama":
+            raise DataError(
+                f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
-    except (ValueError, KeyError, IndexError, OSError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         first_line = (str(error).splitlines() or [""])[0]
         raise DataError(f"cannot be read as GGUF: {first_line}", where=file_name) from error
-    if model.config.model_type != "llama":
-        raise DataError(
-            f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama"
-        )
     # The weights are dense by now, but transformers 5.23 still refuses to save anything that came through its
     # GGUF quantizer (GgufHfQuantizer.is_serializable is False); without it the weights are saved bit for bit.
     model.hf_quantizer = None  # type: ignore[assignment]

@@ -1,0 +1,198 @@
+"""The hub, from a server on this machine that answers as huggingface.co does; nothing leaves it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import DataError, MachineError
+from finetune.hub import choose_split_files, fetch_dataset_files, fetch_model, resolve_revision
+
+COMMIT = "c" * 40
+ETAG = '"' + "e" * 40 + '"'
+REPOSITORIES = {
+    "models/org/good": {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"pickle",
+        "modeling.py": b"code",
+        "tokenizer.model": b"pieces",
+    },
+    "models/org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    "datasets/org/rows": {
+        "README.md": b"",
+        "data/train-00000-of-00002.jsonl": b'{"text": "a"}\n',
+        "data/train-00001-of-00002.jsonl": b'{"text": "b"}\n',
+        "data/test-00000-of-00001.jsonl": b'{"text": "c"}\n',
+    },
+}
+REFUSED = {
+    "models/org/gated": (403, "GatedRepo"),
+    "models/org/absent": (404, "RepoNotFound"),
+    "models/org/broken": (500, ""),
+    "models/org/old": (404, "RevisionNotFound"),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few routes that are needed to read a repository."""
+
+    requests: list[str]
+
+    def do_HEAD(self) -> None:
+        """Answer without a body."""
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        """Answer with a body."""
+        self._answer(with_body=True)
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        type(self).requests.append(self.path)
+        kind, repo, rest = self._parts()
+        status, code = REFUSED.get(f"{kind}/{repo}", (200, ""))
+        files = REPOSITORIES.get(f"{kind}/{repo}", {})
+        if status != 200:
+            self._send(status, b"{}", {"X-Error-Code": code} if code else {}, with_body=with_body)
+        elif rest.startswith("tree/"):
+            listing = [self._entry(name, content) for name, content in files.items()]
+            self._send(200, json.dumps(listing).encode(), {}, with_body=with_body)
+        elif "/resolve/" in self.path:
+            content = files[rest.split("/", 2)[2]]
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            self._send(200, content, headers, with_body=with_body)
+        else:
+            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            self._send(200, json.dumps(info).encode(), {}, with_body=with_body)
+
+    def _parts(self) -> tuple[str, str, str]:
+        path = self.path.split("?")[0].lstrip("/").removeprefix("api/")
+        match = re.fullmatch(r"(?:(models|datasets)/)?([^/]+/[^/]+)(?:/(.*))?", path)
+        assert match is not None
+        return match[1] or "models", match[2], match[3] or ""
+
+    @staticmethod
+    def _entry(name: str, content: bytes) -> dict[str, object]:
+        return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """Run the server and return its address."""
+    Hub.requests = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_branch_is_resolved_and_a_commit_is_taken_as_it_is(endpoint: str) -> None:
+    assert resolve_revision("org/good", "main", "model", endpoint=endpoint) == COMMIT
+    assert resolve_revision("org/rows", None, "dataset", endpoint=endpoint) == COMMIT
+    assert resolve_revision("org/good", "a" * 40, "model", endpoint="http://127.0.0.1:9") == "a" * 40
+
+
+def test_of_a_model_only_safetensors_and_text_are_fetched_and_only_once(
+    endpoint: str, tmp_path: Path
+) -> None:
+    folder = fetch_model("org/good", COMMIT, tmp_path, endpoint=endpoint)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.model"}
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    asked = len(Hub.requests)
+    assert fetch_model("org/good", COMMIT, tmp_path, endpoint=endpoint) == folder
+    assert len(Hub.requests) == asked
+
+
+def test_a_model_with_pickled_weights_alone_is_refused_before_it_is_fetched(
+    endpoint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"pickled \(pytorch_model\.bin\)[\s\S]*convert"):
+        fetch_model("org/pickled", COMMIT, tmp_path, endpoint=endpoint)
+    assert not any("/resolve/" in path for path in Hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("repo", "kind", "message"),
+    [
+        ("org/gated", MachineError, r"accept the licence on https://huggingface\.co/org/gated"),
+        ("org/absent", DataError, "no such repository"),
+        ("org/old", DataError, "no such revision"),
+        ("../etc", DataError, "no such repository"),
+    ],
+)
+def test_what_the_hub_refuses_comes_with_advice(
+    repo: str, kind: type[Exception], message: str, endpoint: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        resolve_revision(repo, "main", "model", endpoint=endpoint)
+
+
+def test_a_hub_that_cannot_be_reached_is_the_machines_matter(tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    with pytest.raises(MachineError, match="cannot be reached"):
+        resolve_revision("org/good", "main", "model", endpoint=closed)
+    with pytest.raises(MachineError, match="cannot be reached"):
+        fetch_model("org/good", COMMIT, tmp_path, endpoint=closed)
+
+
+def test_the_files_of_a_split_and_no_others_are_fetched_once(endpoint: str, tmp_path: Path) -> None:
+    folder = fetch_dataset_files("org/rows", COMMIT, "train", tmp_path, endpoint=endpoint)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl"))
+    assert names == ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]
+    asked = len(Hub.requests)
+    assert fetch_dataset_files("org/rows", COMMIT, "train", tmp_path, endpoint=endpoint) == folder
+    assert len(Hub.requests) == asked
+    with pytest.raises(DataError, match="no file for the split 'dev'"):
+        fetch_dataset_files("org/rows", COMMIT, "dev", tmp_path, endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (["all.csv", "README.md"], "train", ["all.csv"]),
+        (["train.csv", "test.csv"], "test", ["test.csv"]),
+        (["set_train.jsonl", "set_test.jsonl"], "train", ["set_train.jsonl"]),
+        (["train_sft-0.parquet", "train_gen-0.parquet"], "train_sft", ["train_sft-0.parquet"]),
+        (["train/0.json", "test/0.json", "dataset_infos.json"], "train", ["train/0.json"]),
+        (["train.py", "train.csv"], "train", ["train.csv"]),
+    ],
+)
+def test_files_are_chosen_by_the_split_in_their_path(
+    names: list[str], split: str, expected: list[str]
+) -> None:
+    assert choose_split_files(names, split, "org/rows") == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["en/train.csv", "de/train.csv"],
+        ["train.csv", "train.jsonl"],
+        ["a.csv", "b.csv"],
+        ["constrain.csv", "b.csv"],
+    ],
+)
+def test_an_unclear_choice_is_refused_with_the_files_there_are(names: list[str]) -> None:
+    with pytest.raises(DataError, match=names[0]):
+        choose_split_files(names, "train", "org/rows")

@@ -1,0 +1,73 @@
+"""Row templates cannot call, compute, reach into objects, loop for long, or grow."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune import sandbox
+from finetune.sandbox import names_in, render
+from finetune.turns import RowUnusable
+
+HOSTILE = [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ a['__class__'] }}",
+    "{{ a|attr('__class__') }}",
+    "{{ a.__init__ }}",
+    "{{ a() }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ range(10**9) }}",
+    "{{ 'a' * 1000000000 }}",
+    "{{ 2 ** 1000000000 }}",
+    "{{ a ~ a }}",
+    "{{ a|center(1000000000) }}",
+    "{{ a|indent(1000000000) }}",
+    "{{ a|replace('', a) }}",
+    "{{ a|map('upper') }}",
+    "{% for x in a %}{% for y in a %}{{ y }}{% endfor %}{% endfor %}",
+    "{% for x in a %}{% if x %}{% for y in a %}{{ y }}{% endfor %}{% endif %}{% endfor %}",
+    "{% for x in a recursive %}{{ loop(x) }}{% endfor %}",
+    "{% for x in 'abc' %}{{ x }}{% endfor %}",
+    "{% set b = a %}",
+    "{% macro m() %}{% endmacro %}",
+    "{% include 'a' %}",
+    "{% import 'a' as b %}",
+    "{% extends 'a' %}",
+    "{% filter upper %}a{% endfilter %}",
+    "{% block a %}{% endblock %}",
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE)
+def test_what_is_not_of_the_small_language_is_refused_before_it_is_rendered(source: str) -> None:
+    with pytest.raises(ValueError, match=r"accepted|Jinja"):
+        names_in(source)
+
+
+def test_the_columns_of_a_template_are_found() -> None:
+    source = "{{ a }}{% if b and not c %}{{ d | default('x') | upper }}{% endif %}"
+    assert names_in(source) == {"a", "b", "c", "d"}
+    assert names_in("{% for option in options if option != '' %}{{ loop }}{% endfor %}") == {"options"}
+
+
+def test_text_is_kept_as_it_is() -> None:
+    assert render("<{{ a }}>\n", {"a": " <b>&'\n"}) == "< <b>&'\n>\n"
+
+
+def test_a_column_is_never_a_template() -> None:
+    assert render("{{ a }}", {"a": "{{ 1 + 1 }}"}) == "{{ 1 + 1 }}"
+
+
+def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "LONGEST_OUTPUT", 100)
+    source = "{% for x in xs %}{{ a }}{% endfor %}"
+    assert len(render(source, {"xs": [1] * 10, "a": "x" * 10})) == 100
+    with pytest.raises(RowUnusable, match="too_large"):
+        render(source, {"xs": [1] * 11, "a": "x" * 10})
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ absent }}", "{{ number | join }}", "{% for x in number %}{% endfor %}"]
+)
+def test_a_template_that_fails_on_a_row_sets_it_aside(source: str) -> None:
+    with pytest.raises(RowUnusable, match="not_rendered"):
+        render(source, {"number": 3})
