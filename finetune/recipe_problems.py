@@ -79,15 +79,17 @@ def _hint_for_key(path: KeyPath, root: Node) -> str:
         return "held-out rows are a fraction or a source of their own, not both; delete one"
     if key in _FOREIGN:
         return _FOREIGN[key]
+    guess = nearest(key, accepted)
     elsewhere = [section for section in sections_with(key) if section]
     if elsewhere:
-        return f"it belongs in {' or '.join(f'`{section}`' for section in elsewhere)}"
+        home = f"`{key}` belongs in {' or '.join(f'`{section}`' for section in elsewhere)}"
+        return f"{guess} {home}" if "?" in guess else home
     if sections_with(key):
         return "it belongs at the top level: indent it less"
     nested = tuple(key.split("."))
     if len(nested) > 1 and accepted_at((*path[:-1], *nested), root):
         return f"write `{nested[-1]}` in the section `{'.'.join(nested[:-1])}`"
-    return nearest(key, accepted)
+    return guess
 
 
 def _missing_key(path: KeyPath, root: Node) -> Finding:
@@ -116,12 +118,12 @@ def _path_of(details: ErrorDetails, root: Node) -> KeyPath:
     location = details["loc"]
     if location[:2] == _EITHER_OR:
         location = (*_EITHER_OR, *location[3:])
+    names_a_key = details["type"] in ("extra_forbidden", "missing")
     path: KeyPath = ()
     node: Node | None = root
     for position, part in enumerate(location):
         child = child_at(node, part) if node else None
-        names_a_key = node is not None and isinstance(node.content, dict) and position == len(location) - 1
-        if child is not None or names_a_key:
+        if child is not None or (names_a_key and position == len(location) - 1):
             path, node = (*path, part), child
     return path
 

@@ -71,7 +71,8 @@ def merge_has_what_it_chooses_by(recipe: Recipe) -> list[Finding]:
         return [Finding(at, "nothing to dequantize: the base is not quantized", hint)]
     if recipe.merge.onto == "best" and recipe.quantization is not None and recipe.data.validation is None:
         given = "onto" in recipe.merge.model_fields_set
-        what = "merge.onto is best by default, which is chosen by validation loss, and there are no such rows"
+        chosen = "best is chosen" if given else "merge.onto is best by default, which is chosen"
+        what = f"{chosen} by validation loss, and there are no validation rows"
         hint = "add a section `data.validation`, or write merge.onto: full_precision or dequantized"
         return [Finding(at if given else ("quantization",), what, hint)]
     return []

@@ -21,6 +21,8 @@ PATTERN_WORDS = {
 
 _LIST = "write a list, each item after `- `"
 
+_FULL_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+
 # Words that YAML 1.1 and people take for booleans.
 _BOOLEAN_WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
@@ -60,7 +62,8 @@ def _wrong_text(text: str, alternatives: Sequence[Accepted]) -> tuple[str, str]:
         items = [choice for form in alternatives for choice in _item_choices(form)]
         if text in items:
             return f"{shown(text)} stands alone where a list is wanted", f"write [{text}]"
-        return f"{shown(text)} is not accepted", nearest(text, [str(choice) for choice in (*choices, *items)])
+        guess = nearest(_FULL_NAMES.get(text, text), [str(choice) for choice in (*choices, *items)])
+        return f"{shown(text)} is not accepted", guess if "?" in guess else _wanted(alternatives)
     pattern = next((form.pattern for form in alternatives if form.pattern), "")
     if pattern:
         return f"{shown(text)} does not have the right form", PATTERN_WORDS[pattern]
@@ -144,7 +147,8 @@ def _range(form: Accepted) -> str:
         )
         if bound is not None
     ]
-    return f" {' and '.join(bounds)}" if bounds else ""
+    words = " and ".join(bounds)
+    return f" of {words}" if words.startswith("at ") else f" {words}".rstrip()
 
 
 def _choices(alternatives: Sequence[Accepted]) -> list[str | int]:

@@ -143,6 +143,7 @@ class _Builder:
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self.events = events
         self.findings: list[Finding] = []
+        self.aliases: set[str | None] = set()
 
     def read_stream(self) -> Node | None:
         next(self.events)
@@ -161,7 +162,9 @@ class _Builder:
         if len(path) > MAX_DEPTH:
             raise _Unreadable(line, f"nested more than {MAX_DEPTH} deep", "no key of a recipe lies that deep")
         if isinstance(event, yaml.AliasEvent):
-            self._refuse(path, line, f"the alias *{event.anchor}", _AS_IT_STANDS)
+            if event.anchor not in self.aliases:
+                self._refuse(path, line, f"the alias *{event.anchor}", _AS_IT_STANDS)
+            self.aliases.add(event.anchor)
             return Node(None, line)
         self._refuse_properties(event, path, line)
         if isinstance(event, yaml.ScalarEvent):
@@ -187,7 +190,8 @@ class _Builder:
                 self._refuse((*path, key), line, what, "keep one of them", refused=False)
             if key == "<<":
                 self._refuse((*path, key), line, "a merge key", _AS_IT_STANDS)
-            entries[key] = self.build(next(self.events), (*path, key), line)
+            # Of two, the first is checked further.
+            entries.setdefault(key, self.build(next(self.events), (*path, key), line))
         entries.pop("<<", None)
         return entries
 
