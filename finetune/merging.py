@@ -1,0 +1,186 @@
+"""The merge stage: fold the adapter, reload what was saved, prove that it is what was trained, or refuse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from torch import Tensor
+
+from evaluation.files import sha256_of_folder, staged_folder, write_model
+from evaluation.inference import LanguageModel, load_language_model
+from evaluation.model import ModelSpec
+from evaluation.rendering import Example
+from finetune.console import Reporter
+from finetune.errors import ProofFailed
+from finetune.example_files import example_at, load_examples
+from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
+from finetune.merging_proof import (
+    Probe,
+    agreement,
+    answer_logits,
+    build_probe,
+    largest_difference,
+    mean_kl,
+    mean_nll,
+)
+from finetune.recipe import Merge, Recipe
+from finetune.records import MergeCandidate, MergeProof
+from finetune.run_directory import RunDirectory
+
+PROBE_ROWS_WITHOUT_VALIDATION = 64
+"""Training rows that the proof is made on where there are no validation rows."""
+
+LARGEST_RELATIVE_LOGIT_DIFFERENCE = 1e-5
+"""Limit on folded against unfolded in fp32, relative to the largest logit (fp32 itself rounds at 6e-8 a step)."""
+
+LEAST_KL_TO_BASE = 1e-6
+"""A merge nearer to the untuned base than this, in nats, has folded nothing in."""
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What every candidate is measured on and against."""
+
+    trained: ModelSpec
+    merge: Merge
+    examples: Sequence[Example]
+    probe: Probe
+    trained_logits: Tensor
+    nll_trained: float
+
+
+def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Reporter) -> None:
+    """Fold the adapter of a run and write merged/ with its proof.
+
+    Raises:
+        ProofFailed: the merge is not what was trained; nothing is written.
+    """
+    began = time.perf_counter()
+    with reporter.bar("merge: as trained", 1) as advance:
+        ground = _measure_ground(recipe, run, trained)
+        advance(1)
+    with staged_folder(run.merged) as staging:
+        candidates = []
+        ways = _ways(recipe)
+        with reporter.bar("merge: fold and compare", len(ways)) as advance:
+            for onto in ways:
+                candidates.append(_fold_and_measure(ground, onto, staging / onto))
+                advance(1)
+        best = min(candidates, key=lambda proof: proof.nll_merged)
+        _check(best, recipe.merge)
+        _keep(staging, best)
+        seconds = time.perf_counter() - began
+        measured = tuple(MergeCandidate(onto=c.onto, validation_nll=c.nll_merged) for c in candidates)
+        write_model(staging / "merge.json", best.model_copy(update={"candidates": measured, "seconds": seconds}))
+    reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {best.gain_kept:.1%} of the gain kept")
+
+
+def _ways(recipe: Recipe) -> tuple[Onto, ...]:
+    if recipe.quantization is None:
+        return ("full_precision",)
+    return ("full_precision", "dequantized") if recipe.merge.onto == "best" else (recipe.merge.onto,)
+
+
+def _measure_ground(recipe: Recipe, run: RunDirectory, trained: ModelSpec) -> _Ground:
+    validation = run.data / "validation.arrow"
+    rows = load_examples(validation if validation.exists() else run.data / "train.arrow")
+    count = len(rows) if validation.exists() else min(len(rows), PROBE_ROWS_WITHOUT_VALIDATION)
+    examples = [example_at(rows, i) for i in range(count)]
+    probe = build_probe(examples)
+    model = load_language_model(trained)
+    return _Ground(trained, recipe.merge, examples, probe, answer_logits(model, probe), mean_nll(model, examples))
+
+
+def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
+    unfolded = load_unfolded(Folding(ground.trained, onto))
+    adapter_logits = answer_logits(unfolded, ground.probe)
+    nll_base, base_logits = _without_adapter(unfolded, ground)
+    folded = fold(unfolded)
+    difference = largest_difference(adapter_logits, answer_logits(folded, ground.probe))
+    save_merged(folded, folder, ground.merge.dtype)
+    del folded, unfolded
+
+    saved = load_language_model(ModelSpec(folder, dtype=ground.merge.dtype, device=ground.trained.device))
+    saved_logits = answer_logits(saved, ground.probe)
+    nll_merged = mean_nll(saved, ground.examples)
+    return MergeProof(
+        onto=onto,
+        dtype=ground.merge.dtype,
+        candidates=(),
+        probe_rows=len(ground.probe.examples),
+        probe_tokens=ground.probe.tokens,
+        max_logit_difference=difference,
+        logit_scale=float(adapter_logits.abs().max()),
+        agreement=agreement(saved_logits, adapter_logits),
+        agreement_as_trained=agreement(saved_logits, ground.trained_logits),
+        kl_as_trained=mean_kl(ground.trained_logits, saved_logits),
+        kl_to_base=mean_kl(saved_logits, base_logits),
+        nll_base=nll_base,
+        nll_as_trained=ground.nll_trained,
+        nll_merged=nll_merged,
+        gain_kept=_gain_kept(nll_base, ground.nll_trained, nll_merged),
+        merged_sha256=sha256_of_folder(folder),
+        seconds=0.0,
+    )
+
+
+def _without_adapter(unfolded: LanguageModel, ground: _Ground) -> tuple[float, Tensor]:
+    assert isinstance(unfolded.model, PeftModel)
+    with unfolded.model.disable_adapter():
+        return mean_nll(unfolded, ground.examples), answer_logits(unfolded, ground.probe)
+
+
+def _gain_kept(base: float, trained: float, merged: float) -> float:
+    """Share of the fall in loss that is kept; where training made no fall, 1 if the merge is no worse than trained."""
+    gain = base - trained
+    if gain > 0:
+        return (base - merged) / gain
+    return 1.0 if merged <= trained * 1.01 else 0.0
+
+
+def _check(proof: MergeProof, limits: Merge) -> None:
+    """Refuse a merge that is past a limit.
+
+    One answer token may disagree however few there are: a tie between two tokens is broken by rounding.
+    """
+    allowed = max(1, int((1 - limits.minimum_agreement) * proof.probe_tokens))
+    disagreeing = round((1 - proof.agreement) * proof.probe_tokens)
+    where = "merge"
+    if proof.max_logit_difference > LARGEST_RELATIVE_LOGIT_DIFFERENCE * max(1.0, proof.logit_scale):
+        raise ProofFailed(
+            f"folded and unfolded logits differ by {proof.max_logit_difference:.2e} in fp32, at a scale of"
+            f" {proof.logit_scale:.1f}",
+            where=where,
+        )
+    if disagreeing > allowed:
+        raise ProofFailed(
+            f"the saved merge and its adapter disagree on {disagreeing} of {proof.probe_tokens} answer tokens,"
+            f" {allowed} are allowed",
+            where=where,
+            hint="save in a wider type (merge.dtype), or lower merge.minimum_agreement if you accept it",
+        )
+    if proof.kl_to_base < LEAST_KL_TO_BASE:
+        raise ProofFailed("the merge equals the untuned base: nothing was folded in", where=where)
+    if proof.gain_kept < limits.minimum_gain_kept:
+        raise ProofFailed(
+            f"the merge keeps {proof.gain_kept:.1%} of the fall in validation loss (base {proof.nll_base:.4f}, as trained"
+            f" {proof.nll_as_trained:.4f}, merged {proof.nll_merged:.4f} nats); the limit is {limits.minimum_gain_kept:.1%}",
+            where=where,
+            hint="use merge.onto: dequantized, or lower merge.minimum_gain_kept if you accept it",
+        )
+
+
+def _keep(staging: Path, best: MergeProof) -> None:
+    """Move the kept candidate's files up, and drop the other's."""
+    for path in (staging / best.onto).iterdir():
+        path.rename(staging / path.name)
+    for onto in ("full_precision", "dequantized"):
+        folder = staging / onto
+        if folder.exists():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()

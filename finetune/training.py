@@ -1,0 +1,214 @@
+"""The training stage: load the base, add the adapter, train, check that it learned, write it.
+
+One process runs `train`; with several devices each process does, and what the first one writes is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed
+from datasets import Dataset
+from peft import PeftModel
+from rich.console import Console
+from trl import SFTConfig
+
+from evaluation.files import STAGING_PREFIX, staged_folder, write_model
+from evaluation.inference import LanguageModel
+from evaluation.model import ModelSpec, Quantization, load_model, load_tokenizer
+from evaluation.rendering import IGNORE, Renderer
+from finetune.adapter import (
+    adapter_hash,
+    adapter_weights,
+    build_adapter,
+    check_moved,
+    keep_in_fp32,
+    restore_adapter,
+    write_adapter,
+)
+from finetune.batches import BatchPlan, plan_batches
+from finetune.capabilities import Choices, choose, this_machine
+from finetune.console import Reporter
+from finetune.errors import MachineError
+from finetune.example_files import example_at, load_examples
+from finetune.machine import peak_memory_bytes
+from finetune.recipe import Recipe
+from finetune.records import TrainingSummary
+from finetune.training_arguments import apply_plan, build_arguments
+from finetune.training_callbacks import GradientGuard, Recorder, Validator
+from finetune.training_job import TrainingJob
+from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
+
+DEFAULT_VALIDATIONS = 4
+"""How often the validation loss is measured where the recipe does not say."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training made of a model, for the summary."""
+
+    steps: int
+    kept_step: int
+    seconds: float
+
+
+def train(job: TrainingJob, reporter: Reporter) -> None:
+    """Train the adapter of a run and write training/ and adapter/.
+
+    Raises:
+        TrainingStopped: a guard stopped the run; nothing is written.
+        MachineError: the number of processes is not what was asked for.
+    """
+    recipe, machine = job.recipe, this_machine()
+    choices = choose(machine, recipe.base.dtype)
+    arguments = build_arguments(recipe, job.run.folder / f"{STAGING_PREFIX}trainer", choices, cuda=machine.cuda)
+    _check_processes(job, arguments)
+
+    reporter.say("  loading the base")
+    renderer = Renderer(load_tokenizer(job.base_folder))
+    model = build_adapter(load_model(_base_spec(job, choices)), recipe.adapter, recipe.seed)
+
+    examples = load_examples(job.run.data / "train.arrow")
+    lengths = [len(ids) for ids in examples["input_ids"]]
+    plan = _plan(recipe, lengths, job.devices)
+    apply_plan(arguments, plan, recipe, job.devices)
+
+    batching = Batching(plan, arguments.process_index, job.devices, renderer.stop_ids()[0])
+    trainer = RecipeTrainer(model, arguments, examples, batching, choices, processing_class=renderer.tokenizer)
+    keep_in_fp32(model)
+
+    writes = arguments.process_index == 0
+    with _output(job.run.training, writes) as training_folder:
+        metrics = _Metrics(training_folder / "metrics.jsonl", _tokens_by_step(plan, lengths))
+        learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
+        with _output(job.run.adapter, writes) as adapter_folder:
+            write_adapter(model, adapter_folder, job.base_name, job.base_revision)
+            renderer.tokenizer.save_pretrained(str(adapter_folder))
+            sha256 = adapter_hash(adapter_folder)
+        summary = _summarize(job, choices, (examples, plan), learned, model)
+        write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    file: Path
+    tokens_by_step: Sequence[int]
+
+
+def _learn(
+    trainer: RecipeTrainer, model: LanguageModel, job: TrainingJob, metrics: _Metrics, reporter: Reporter
+) -> Learned:
+    """Run the trainer with its guards, check that every tensor moved, and keep the best adapter."""
+    steps = trainer.args.max_steps
+    trainer.add_callback(GradientGuard(model.model))
+    validator = _build_validator(job, model, steps)
+    if validator:
+        trainer.add_callback(validator)
+    first = adapter_weights(model.model)
+    with reporter.training(steps) as bar:
+        recorder = Recorder(metrics.file, metrics.tokens_by_step, bar, validator.log if validator else None)
+        trainer.add_callback(recorder)
+        trainer.train()
+    restore_forward(model.causal_lm)
+    model.model.eval()
+    done = trainer.state.global_step
+    check_moved(model.model, first, done)
+    if validator is None or job.recipe.training.keep == "last":
+        return Learned(done, done, recorder.steps[-1].seconds)
+    restore_adapter(model.model, validator.log.best_weights)
+    return Learned(done, validator.log.best_step, recorder.steps[-1].seconds)
+
+
+def _build_validator(job: TrainingJob, model: LanguageModel, steps: int) -> Validator | None:
+    file = job.run.data / "validation.arrow"
+    if not file.exists():
+        return None
+    training = job.recipe.training
+    count = min(steps, training.validations or DEFAULT_VALIDATIONS)
+    times = frozenset(round(steps * (i + 1) / count) for i in range(count))
+    rows = load_examples(file)
+    patience = training.early_stopping.patience if training.early_stopping else None
+    return Validator(model, [example_at(rows, i) for i in range(len(rows))], times, patience)
+
+
+def _base_spec(job: TrainingJob, choices: Choices) -> ModelSpec:
+    quantization = job.recipe.quantization
+    return ModelSpec(
+        path=job.base_folder,
+        quantization=Quantization(quantization.kind, quantization.double_quant) if quantization else None,
+        dtype=job.recipe.base.dtype,
+        attention=choices.attention,
+    )
+
+
+def _plan(recipe: Recipe, lengths: Sequence[int], devices: int) -> BatchPlan:
+    training = recipe.training
+    return plan_batches(
+        lengths, training.tokens_per_step, training.tokens_per_micro_batch, devices, training.epochs, recipe.seed
+    )
+
+
+def _tokens_by_step(plan: BatchPlan, lengths: Sequence[int]) -> list[int]:
+    tokens = [sum(lengths[i] for i in batch) for batch in plan.micro_batches]
+    size = plan.micro_batches_per_step
+    return [sum(tokens[i : i + size]) for i in range(0, len(tokens), size)]
+
+
+def _summarize(
+    job: TrainingJob, choices: Choices, trained_on: tuple[Dataset, BatchPlan], learned: Learned, model: PeftModel
+) -> TrainingSummary:
+    examples, plan = trained_on
+    seen = [i for batch in plan.micro_batches[: learned.steps * plan.micro_batches_per_step] for i in batch]
+    tokens = [len(ids) for ids in examples["input_ids"]]
+    trained = [sum(label != IGNORE for label in labels) for labels in examples["labels"]]
+    trainable, total = model.get_nb_trainable_parameters()
+    return TrainingSummary(
+        steps=learned.steps,
+        kept_step=learned.kept_step,
+        examples=len(examples),
+        tokens=sum(tokens[i] for i in seen),
+        trained_tokens=sum(trained[i] for i in seen),
+        seconds=learned.seconds,
+        tokens_per_second=sum(tokens[i] for i in seen) / learned.seconds,
+        peak_memory_bytes=_peak_memory_of_all(job.devices),
+        device=str(model.device),
+        devices=job.devices,
+        trainable_parameters=trainable,
+        base_parameters=total - trainable,
+        choices=choices.named(),
+        adapter_sha256="",
+    )
+
+
+def _check_processes(job: TrainingJob, arguments: SFTConfig) -> None:
+    if arguments.world_size != job.devices:
+        raise MachineError(
+            f"{job.devices} processes were asked for and {arguments.world_size} are running", where="training.devices"
+        )
+
+
+@contextmanager
+def _output(folder: Path, writes: bool) -> Iterator[Path]:
+    """Yield the staging folder of an output, or a throwaway one where this process's output is not kept."""
+    if writes:
+        with staged_folder(folder) as staging:
+            yield staging
+    else:
+        with TemporaryDirectory() as throwaway:
+            yield Path(throwaway)
+
+
+def _silent() -> Reporter:
+    return Reporter(Console(quiet=True))
+
+
+def _peak_memory_of_all(devices: int) -> int:
+    peak = torch.tensor(float(peak_memory_bytes()))
+    if devices > 1:
+        torch.distributed.all_reduce(peak)
+    return int(peak)

@@ -1,0 +1,134 @@
+"""What happens beside the steps: guards before every update, validation at its times, metrics and the bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from evaluation.inference import LanguageModel
+from evaluation.rendering import Example
+from finetune.adapter import adapter_weights
+from finetune.console import TrainingBar
+from finetune.errors import TrainingStopped
+from finetune.records import StepMetrics
+
+
+class GradientGuard(TrainerCallback):  # type: ignore[misc]
+    """Stops the run before an update with a gradient that is not finite, or with none at all."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Watch the trainable tensors of a model."""
+        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check every gradient.
+
+        Raises:
+            TrainingStopped: names the first tensor without a gradient, or with one that is not finite.
+        """
+        for name, parameter in self._trainable.items():
+            if parameter.grad is None:
+                raise TrainingStopped(f"{name} gets no gradient at step {state.global_step + 1}", where="training")
+            if not torch.isfinite(parameter.grad).all():
+                raise TrainingStopped(
+                    f"the gradient of {name} is not finite at step {state.global_step + 1}; no update was made with it",
+                    where="training",
+                    hint="lower training.learning_rate, or use base.dtype: float32",
+                )
+
+
+@dataclass
+class ValidationLog:
+    """The validation losses so far and the adapter of the lowest."""
+
+    losses: dict[int, float] = field(default_factory=dict)
+    """Step → mean loss of the labelled tokens, in nats."""
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def best_step(self) -> int:
+        """The step of the lowest loss, the earlier one of equals."""
+        return min(self.losses, key=lambda step: (self.losses[step], step))
+
+    def since_best(self) -> int:
+        """Count the measurements after the best one."""
+        return sum(step > self.best_step for step in self.losses)
+
+
+class Validator(TrainerCallback):  # type: ignore[misc]
+    """Measures the validation loss at given steps, keeps the best adapter, stops when patience is used up."""
+
+    def __init__(
+        self, model: LanguageModel, examples: Sequence[Example], steps: frozenset[int], patience: int | None
+    ) -> None:
+        """Take the model in training and the validation examples."""
+        self._model = model
+        self._examples = examples
+        self._steps = steps
+        self._patience = patience
+        self.log = ValidationLog()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, where this step is one of the times."""
+        if state.global_step not in self._steps:
+            return
+        self._model.model.eval()
+        losses = self._model.example_losses(self._examples)
+        self._model.model.train()
+        self.log.losses[state.global_step] = sum(loss.nll for loss in losses) / sum(loss.tokens for loss in losses)
+        if self.log.best_step == state.global_step:
+            self.log.best_weights = adapter_weights(self._model.model)
+        if self._patience is not None and self.log.since_best() >= self._patience:
+            control.should_training_stop = True
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes one line of metrics for every step and moves the bar."""
+
+    def __init__(self, file: Path, tokens_by_step: Sequence[int], bar: TrainingBar, validation: ValidationLog | None) -> None:
+        """Write to `file`; `tokens_by_step` are the tokens without padding of each step."""
+        self._file = file
+        self._tokens_by_step = tokens_by_step
+        self._bar = bar
+        self._validation = validation
+        self._began = time.perf_counter()
+        self.steps: list[StepMetrics] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Record a step; the trainer's closing summary is left out."""
+        if logs is None or "loss" not in logs:
+            return
+        validation = self._validation.losses if self._validation else {}
+        line = StepMetrics(
+            step=state.global_step,
+            loss=logs["loss"],
+            validation_loss=validation.get(state.global_step),
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            tokens=sum(self._tokens_by_step[: state.global_step]),
+            seconds=time.perf_counter() - self._began,
+        )
+        self.steps.append(line)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(line.model_dump_json() + "\n")
+        last_validation = validation[max(validation)] if validation else None
+        self._bar.update(line.step, logs["loss"], line.tokens / line.seconds, last_validation)

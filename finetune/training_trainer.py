@@ -1,0 +1,117 @@
+"""A thin subclass of TRL's trainer: batches come from our plan, and the loss from the labelled positions alone.
+
+TRL 1.16 computes the loss of every position where there is no Triton, at twenty times the cost; with Triton its own
+kernel is used. Everything else (optimizer, schedule, accumulation, clipping, processes, trackers) is TRL's.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from evaluation.inference import pad_examples
+from evaluation.rendering import IGNORE, Example
+from evaluation.token_loss import labelled_nll, shift
+from finetune.batches import BatchPlan
+from finetune.capabilities import Choices
+from finetune.errors import TrainingStopped
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How one process gets its batches."""
+
+    plan: BatchPlan
+    rank: int
+    world_size: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class SummedLoss:
+    """What the patched forward returns: the sum of the labelled tokens' losses, in nats."""
+
+    loss: Tensor
+
+
+class RecipeTrainer(SFTTrainer):
+    """TRL's SFTTrainer with our batches and our loss."""
+
+    def __init__(self, model: Any, args: SFTConfig, train_dataset: Any, batching: Batching, choices: Choices, **trl: Any):
+        """Take a model with its adapter, and examples with `input_ids` and `labels`; `trl` goes to TRL as it is."""
+        self._batching = batching
+        self._choices = choices
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, data_collator=_Collator(batching.padding), **trl
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # the loss is a sum over all labelled tokens of the step
+        if choices.loss == "labelled":
+            _sum_loss_in_forward(model.get_base_model())
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return this process's micro-batches, in the order of the plan."""
+        batching = self._batching
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batching.plan.for_rank(batching.rank, batching.world_size),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the micro-batch's share of the step's mean loss per labelled token.
+
+        Raises:
+            TrainingStopped: the loss is not finite; no update has been made with it.
+        """
+        if self._choices.loss == "trl_fused":
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            # DDP averages gradients over processes, and the divisor counts the tokens of all of them.
+            loss = model(**inputs).loss / num_items_in_batch * self.accelerator.num_processes
+        if not torch.isfinite(loss):
+            raise TrainingStopped(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; no update was made with it",
+                where="training",
+                hint="lower training.learning_rate, raise training.warmup_fraction, or use base.dtype: float32",
+            )
+        return loss
+
+
+def restore_forward(model: PreTrainedModel) -> None:
+    """Give a model its own forward back after training."""
+    model.__dict__.pop("forward", None)
+
+
+@dataclass(frozen=True)
+class _Collator:
+    padding: int
+
+    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        examples = [Example(tuple(row["input_ids"]), tuple(row["labels"])) for row in rows]
+        ids_BT, labels_BT, mask_BT = pad_examples(examples, self.padding)
+        return {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
+
+
+def _sum_loss_in_forward(model: PreTrainedModel) -> None:
+    """Replace the forward of the causal model, as TRL does, so that DDP sees the loss come out of its module."""
+
+    def forward(
+        self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **peft_fills: None
+    ) -> SummedLoss:
+        hidden_BTD = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden_ND, targets_N = shift(hidden_BTD, labels, IGNORE)
+        return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N).sum())
+
+    model.forward = types.MethodType(forward, model)
