@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from finetune.bases import resolve_base
 from finetune.errors import DataError, MachineError
 from finetune.hub import choose_split_files, fetch_dataset_files, fetch_model, resolve_revision
+from finetune.recipe import Base, Source
+from finetune.rows import read_rows, resolve_source
 
 COMMIT = "c" * 40
-ETAG = '"' + "e" * 40 + '"'
 REPOSITORIES = {
     "models/org/good": {
-        "config.json": b"{}",
+        "config.json": b'{"model_type": "llama"}',
         "model.safetensors": b"weights",
         "pytorch_model.bin": b"pickle",
         "modeling.py": b"code",
@@ -99,7 +101,7 @@ def endpoint() -> Iterator[str]:
     """Run the server and return its address."""
     Hub.requests = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -138,6 +140,7 @@ def test_a_model_with_pickled_weights_alone_is_refused_before_it_is_fetched(
         ("org/gated", MachineError, r"accept the licence on https://huggingface\.co/org/gated"),
         ("org/absent", DataError, "no such repository"),
         ("org/old", DataError, "no such revision"),
+        ("org/broken", MachineError, "the hub answered: .*500"),
         ("../etc", DataError, "no such repository"),
     ],
 )
@@ -165,6 +168,22 @@ def test_the_files_of_a_split_and_no_others_are_fetched_once(endpoint: str, tmp_
     assert len(Hub.requests) == asked
     with pytest.raises(DataError, match="no file for the split 'dev'"):
         fetch_dataset_files("org/rows", COMMIT, "dev", tmp_path, endpoint=endpoint)
+
+
+def test_once_fetched_a_base_and_a_source_at_a_commit_need_no_network(endpoint: str, tmp_path: Path) -> None:
+    fetch_model("org/good", COMMIT, tmp_path, endpoint=endpoint)
+    for split in ("train", "test"):
+        fetch_dataset_files("org/rows", COMMIT, split, tmp_path, endpoint=endpoint)
+    resolved = resolve_base(Base(model="org/good", revision=COMMIT), tmp_path, print)
+    assert resolved.identity == f"org/good@{COMMIT}"
+    several = Source(source="hub:org/rows", rows="text", revision=COMMIT)
+    found = resolve_source(several, tmp_path, print)
+    assert [row.file for row in read_rows(several, found.path)] == [
+        f"hub:org/rows/data/train-0000{number}-of-00002.jsonl" for number in (0, 1)
+    ]
+    one = Source(source="hub:org/rows", rows="text", revision=COMMIT, split="test")
+    found = resolve_source(one, tmp_path, print)
+    assert [row.file for row in read_rows(one, found.path)] == ["hub:org/rows"]
 
 
 @pytest.mark.parametrize(
