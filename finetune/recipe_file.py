@@ -27,6 +27,8 @@ class LoadedRecipe:
     """A valid recipe with where it came from."""
 
     recipe: Recipe
+    named: str
+    """What the command line said: a path or a shipped recipe's bare name."""
     file: Path
     """The file as it was named, or the shipped file of a bare name."""
     text: str
@@ -53,7 +55,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     recipe, invalid = _validate(document, root, findings)
     if recipe is None:
         raise RecipeError([_redacted(problem) for problem in problems_of(invalid, root, str(file))])
-    return LoadedRecipe(recipe, file, text, tuple(overrides), document)
+    return LoadedRecipe(recipe, path_or_name, file, text, tuple(overrides), document)
 
 
 def shipped_recipes() -> tuple[str, ...]:

@@ -24,6 +24,9 @@ from finetune.records import StageTime
 Stage = Literal["prepare", "train", "merge", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+HELD_OUT_TASK = "held_out"
+"""Name of the task that the held-out rows become."""
+
 OUTPUTS: dict[Stage, tuple[str, ...]] = {
     "prepare": ("data",),
     "train": ("training", "adapter"),

@@ -1,0 +1,193 @@
+"""The command line of `finetune`: reads arguments, calls one function, turns what went wrong into a screen and a code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.recipe_file import LoadedRecipe
+    from finetune.run_directory import Stage
+
+TRACEBACK = "--traceback"
+"""Accepted anywhere on the command line: show where an error came from."""
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN = 70
+"""sysexits.h EX_SOFTWARE: a fault of the program, not of its user."""
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune a LLaMA model from one recipe, and prove what the report claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 2 recipe, 3 data, 4 training stopped, 5 proof failed, 6 this machine cannot do it.",
+)
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as training.learning_rate=1e-4. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run; runs/<name of the recipe> if not given.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for fetched bases and data.")]
+Devices = Annotated[str | None, typer.Option(metavar="N|all", help="GPUs (processes on a CPU); overrides the recipe.")]
+
+
+class Listed(StrEnum):
+    """What `finetune list` can list."""
+
+    recipes = "recipes"
+    templates = "templates"
+    runs = "runs"
+
+
+@app.command(epilog="Example: finetune run icd10-quickstart --set data.train.0.limit=200")
+def run(
+    recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None, devices: Devices = None
+) -> None:
+    """Run every stage of a recipe: prepare, train, merge, evaluate, report. Finished stages are skipped."""
+    _run(_load(recipe, settings, devices), out, cache, "report")
+
+
+@app.command(epilog="Example: finetune prepare my-recipe.yaml")
+def prepare(recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None) -> None:
+    """Read, split, render and audit the data, and stop before training."""
+    _run(_load(recipe, settings), out, cache, "prepare")
+
+
+@app.command(epilog="Example: finetune train llama3.1-8b-qlora-chat --devices all")
+def train(
+    recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None, devices: Devices = None
+) -> None:
+    """Run the stages up to training."""
+    _run(_load(recipe, settings, devices), out, cache, "train")
+
+
+@app.command(epilog="Example: finetune merge icd10-quickstart --set merge.onto=full_precision")
+def merge(recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None) -> None:
+    """Run the stages up to the proven merge."""
+    _run(_load(recipe, settings), out, cache, "merge")
+
+
+@app.command(epilog="Example: finetune evaluate icd10-quickstart")
+def evaluate(recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None) -> None:
+    """Run the stages up to the scores on the held-out rows."""
+    _run(_load(recipe, settings), out, cache, "evaluate")
+
+
+@app.command(epilog="Example: finetune report icd10-quickstart")
+def report(recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None) -> None:
+    """Write the report, running whatever stage is missing before it."""
+    _run(_load(recipe, settings), out, cache, "report")
+
+
+@app.command(epilog="Example: finetune check recipes/*.yaml")
+def check(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files or names.", show_default=False)],
+    settings: Settings = None,
+    here: Annotated[bool, typer.Option("--here", help="Also check files, memory and device of this machine.")] = False,
+) -> None:
+    """Check recipes without running anything: every problem at once, with its line. Exits 0 or 2."""
+    from finetune.checking import check_recipes
+
+    raise typer.Exit(check_recipes(recipes, settings or [], here=here))
+
+
+@app.command(epilog="Example: finetune show icd10-quickstart --set seed=1")
+def show(recipe: RecipeName, settings: Settings = None) -> None:
+    """Print the recipe with every default filled in, and what this machine would choose for it."""
+    from finetune.showing import show_recipe
+
+    show_recipe(_load(recipe, settings))
+
+
+@app.command(epilog="Example: finetune schema > recipe.schema.json")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from finetune.schema import recipe_schema
+
+    typer.echo(recipe_schema(), nl=False)
+
+
+@app.command(epilog="Example: finetune preview icd10-quickstart --rows 3")
+def preview(
+    recipe: RecipeName,
+    settings: Settings = None,
+    rows: Annotated[int, typer.Option(min=1, help="Examples to show.")] = 3,
+    cache: Cache = None,
+) -> None:
+    """Show training examples with the tokens that are trained on in colour."""
+    from finetune.previewing import preview_recipe
+
+    preview_recipe(_load(recipe, settings), rows, cache)
+
+
+@app.command("list", epilog="Example: finetune list templates")
+def list_things(
+    what: Annotated[Listed, typer.Argument(help="recipes, templates or runs.")] = Listed.recipes,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+) -> None:
+    """List shipped recipes, row templates, or the runs in a folder."""
+    from finetune import listing
+
+    match what:
+        case Listed.recipes:
+            listing.list_recipes()
+        case Listed.templates:
+            listing.list_templates()
+        case Listed.runs:
+            listing.list_runs(runs)
+
+
+def _load(recipe: str, settings: list[str] | None, devices: str | None = None) -> LoadedRecipe:
+    from finetune.recipe_file import load_recipe
+
+    return load_recipe(recipe, [*(settings or []), *([f"training.devices={devices}"] if devices else [])])
+
+
+def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stage) -> None:
+    from finetune.cache import default_cache
+    from finetune.console import Reporter
+    from finetune.pipeline import run_recipe
+    from finetune.quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        run_recipe(loaded, out or Path("runs") / loaded.recipe.name, cache or default_cache(), Reporter(), until)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished stages are kept, the same command goes on from there", EXIT_INTERRUPTED)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; problems of the user end in one screen and their own exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=[argument for argument in given if argument != TRACEBACK], prog_name="finetune")
+    except UserError as error:
+        if TRACEBACK in given:
+            raise
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if TRACEBACK in given:
+            raise
+        _fail(f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where", EXIT_BROKEN)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Starts the training stage: in this process on one device, through torchrun on several.
+
+`accelerate launch --cpu --num_processes 2` silently starts one process (accelerate 1.15), so torchrun is started
+directly and the number of processes is checked by each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Literal
+
+from evaluation.files import STAGING_PREFIX, write_text
+from finetune.console import Reporter
+from finetune.errors import MachineError, TrainingStopped, UserError
+from finetune.training_job import TrainingJob
+
+JOB_FILE = f"{STAGING_PREFIX}training-job.json"
+ERROR_FILE = f"{STAGING_PREFIX}training-error.json"
+
+
+def count_devices(wanted: int | Literal["all"]) -> int:
+    """Return how many processes to start: all GPUs, or the number asked for (processes, on a CPU).
+
+    Raises:
+        MachineError: more GPUs are asked for than there are.
+    """
+    import torch
+
+    available = torch.cuda.device_count()
+    if wanted == "all":
+        return max(1, available)
+    if 0 < available < wanted:
+        raise MachineError(
+            f"{wanted} GPUs are asked for and {available} are here", where="training.devices", hint="use --devices all"
+        )
+    return wanted
+
+
+def launch_training(job: TrainingJob, reporter: Reporter) -> None:
+    """Train in as many processes as the job asks for, and pass on what stopped them.
+
+    Raises:
+        TrainingStopped: a guard stopped the run, or a process died.
+    """
+    if job.devices == 1:
+        # TRL and transformers' trainer take seconds to import, and a finished run does without them.
+        from finetune.training import train
+
+        train(job, reporter)
+        return
+    job_file, error_file = job.run_folder / JOB_FILE, job.run_folder / ERROR_FILE
+    write_text(job_file, job.model_dump_json())
+    error_file.unlink(missing_ok=True)
+    try:
+        finished = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job.devices)),
+                *("-m", "finetune.training_process", str(job_file)),
+            ],
+            check=False,
+            stdout=subprocess.DEVNULL,
+        )
+        if finished.returncode != 0:
+            raise _what_stopped(job, finished.returncode)
+    finally:
+        job_file.unlink(missing_ok=True)
+        error_file.unlink(missing_ok=True)
+
+
+def _what_stopped(job: TrainingJob, status: int) -> UserError:
+    file = job.run_folder / ERROR_FILE
+    if not file.exists():
+        return TrainingStopped(f"a training process died (torchrun ended with status {status})", where="training.devices")
+    said = json.loads(file.read_text(encoding="utf-8"))
+    kinds = {kind.__name__: kind for kind in (TrainingStopped, MachineError)}
+    return kinds.get(said["kind"], TrainingStopped)(said["what"], where=said["where"], hint=said["hint"])

@@ -1,0 +1,48 @@
+"""`finetune list`: shipped recipes, row templates, and the runs in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetune.recipe_file import load_recipe, shipped_recipes
+from finetune.row_templates import list_row_templates, load_row_template
+from finetune.run_directory import STAGES, RunDirectory
+
+
+def list_recipes() -> None:
+    """Print the shipped recipes with what each does."""
+    _print("recipe", [(name, load_recipe(name).recipe.description) for name in shipped_recipes()])
+
+
+def list_templates() -> None:
+    """Print the row templates with their columns."""
+    rows = []
+    for name in list_row_templates():
+        template = load_row_template(name)
+        columns = ", ".join(column if spec.required else f"[{column}]" for column, spec in template.columns.items())
+        rows.append((name, f"{template.description}\ncolumns: {columns}"))
+    _print("template", rows)
+
+
+def list_runs(folder: Path) -> None:
+    """Print the runs in a folder with the stages that are finished."""
+    runs = [RunDirectory(path) for path in sorted(folder.glob("*")) if (path / "recipe.lock.json").exists()]
+    rows = []
+    for run in runs:
+        finished = [stage for stage in STAGES if run.marker(stage) is not None]
+        rows.append((run.folder.name, ", ".join(finished) or "nothing finished yet"))
+    if not rows:
+        Console().print(f"no runs in {folder}", markup=False)
+        return
+    _print("run", rows)
+
+
+def _print(header: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(header, "", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, text in rows:
+        table.add_row(f"[bold]{escape(name)}[/]", escape(text))
+    Console().print(table)

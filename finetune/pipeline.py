@@ -1,0 +1,216 @@
+"""Runs the stages of a recipe in order, and skips those that are finished and whose inputs have not changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from evaluation.files import sha256_of_json, write_model, write_text
+from evaluation.task_file import load_task
+from finetune.bases import ResolvedBase, resolve_base
+from finetune.console import Reporter
+from finetune.machine import describe_environment, peak_memory_bytes, versions
+from finetune.prepare_rows import held_out_source
+from finetune.recipe import Recipe
+from finetune.recipe_file import LoadedRecipe
+from finetune.records import StageTime
+from finetune.row_templates import load_row_template
+from finetune.rows import resolve_source
+from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage
+
+Inputs = dict[str, str]
+
+
+class Lock(BaseModel):
+    """recipe.lock.json: what the recipe's names stood for when it was run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe_sha256: str
+    base: str
+    base_sha256: str
+    base_origin: str
+    sources: dict[str, str]
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with everything that its stages need."""
+
+    loaded: LoadedRecipe
+    directory: RunDirectory
+    cache: Path
+    reporter: Reporter
+    base: ResolvedBase
+    sources: dict[str, str]
+    """Source → hash of its content."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The validated recipe."""
+        return self.loaded.recipe
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the run."""
+        settings = "".join(f" --set {override}" for override in self.loaded.overrides)
+        return f"finetune run {self.loaded.named}{settings}"
+
+
+def run_recipe(
+    loaded: LoadedRecipe, folder: Path, cache: Path, reporter: Reporter, until: Stage = "report"
+) -> RunDirectory:
+    """Run the stages of a recipe up to and including `until`.
+
+    Raises:
+        UserError: whatever stops a stage; finished stages stay finished.
+    """
+    directory = RunDirectory(folder)
+    with directory.hold():
+        run = _resolve(loaded, directory, cache, reporter)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            _run_stage(run, stage)
+    return directory
+
+
+def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter) -> Run:
+    """Fetch and hash what the recipe names, and write it down."""
+    recipe = loaded.recipe
+    base = resolve_base(recipe.base, cache, reporter.say)
+    own = held_out_source(recipe.data)
+    sources = {s.source: resolve_source(s, cache, reporter.say).sha256 for s in (*recipe.data.train, *([own] if own else []))}
+    lock = Lock(
+        recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
+        base=base.identity,
+        base_sha256=base.sha256,
+        base_origin=base.origin,
+        sources=sources,
+        seed=recipe.seed,
+        versions=versions(),
+    )
+    write_text(directory.recipe, yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+    write_model(directory.lock_file, lock)
+    return Run(loaded, directory, cache, reporter, base, sources)
+
+
+def _run_stage(run: Run, stage: Stage) -> None:
+    inputs = _inputs(run, stage)
+    stale = run.directory.why_stale(stage, inputs)
+    if stale is None:
+        run.reporter.say(f"{stage}: finished, skipped")
+        return
+    run.reporter.say(f"{stage}: {stale}")
+    began = time.perf_counter()
+    run.directory.begin(stage)
+    _WORK[stage](run)
+    seconds = time.perf_counter() - began
+    run.directory.finish(stage, inputs, StageTime(stage=stage, seconds=seconds, peak_memory_bytes=peak_memory_bytes()))
+    run.reporter.say(f"{stage}: done in {seconds:.0f} s")
+
+
+def _inputs(run: Run, stage: Stage) -> Inputs:
+    """Return the hash of everything that a stage depends on, by the name a person would use for it."""
+    recipe, directory = run.recipe, run.directory
+    shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": sha256_of_json(versions())}
+    match stage:
+        case "prepare":
+            templates = {source.rows: _template_hash(source.rows) for source in recipe.data.train}
+            answer_length = str(recipe.evaluation.max_new_tokens)
+            return shared | {"data": _hash(recipe.data), "evaluation.max_new_tokens": answer_length} | run.sources | templates
+        case "train":
+            sections = {"adapter": _hash(recipe.adapter), "training": _hash(recipe.training)}
+            return shared | sections | {
+                "quantization": _hash(recipe.quantization),
+                "base.dtype": recipe.base.dtype,
+                "tracking": str(recipe.tracking),
+                "prepared data": directory.output_hash("prepare"),
+            }
+        case "merge":
+            return shared | {"merge": _hash(recipe.merge), "adapter weights": directory.output_hash("train")}
+        case "evaluate":
+            return shared | {
+                "evaluation": _hash(recipe.evaluation),
+                "task files": sha256_of_json([_task_hash(name) for name in recipe.evaluation.tasks]),
+                "merged weights": directory.output_hash("merge"),
+                "adapter weights": directory.output_hash("train"),
+            }
+        case "report":
+            return {"scores": directory.output_hash("evaluate"), "recipe": _hash(recipe)}
+
+
+def _prepare(run: Run) -> None:
+    # Each stage imports what it needs when it runs: a finished run is skipped in seconds.
+    from finetune.prepare import prepare
+
+    prepare(run.recipe, run.directory, run.base.folder, run.cache, run.reporter)
+
+
+def _train(run: Run) -> None:
+    from finetune.launch import count_devices, launch_training
+    from finetune.training_job import TrainingJob
+
+    write_model(run.directory.environment, describe_environment())
+    name, _, revision = run.base.identity.partition("@")
+    job = TrainingJob(
+        recipe=run.recipe,
+        run_folder=run.directory.folder,
+        base_folder=run.base.folder,
+        base_name=_published_name(run, name),
+        base_revision=revision or None,
+        devices=count_devices(run.recipe.training.devices),
+    )
+    launch_training(job, run.reporter)
+
+
+def _merge(run: Run) -> None:
+    from finetune.contenders import trained_spec
+    from finetune.merging import merge
+
+    merge(run.recipe, run.directory, trained_spec(run.recipe, run.directory, run.base.folder), run.reporter)
+
+
+def _evaluate(run: Run) -> None:
+    from finetune.contenders import contenders
+    from finetune.scoring import score_contenders
+
+    score_contenders(run.recipe, run.directory, contenders(run.recipe, run.directory, run.base), run.reporter)
+
+
+def _report(run: Run) -> None:
+    from finetune.reporting import report_run
+
+    report_run(run.recipe, run.directory, run.command)
+    run.reporter.say(f"  {run.directory.folder / 'report.html'}")
+
+
+_WORK: dict[Stage, Callable[[Run], None]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "merge": _merge,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def _published_name(run: Run, name: str) -> str:
+    """Name the base in the adapter's configuration; a local folder is named by its last part, never by its path."""
+    return Path(name).name if Path(run.recipe.base.model).exists() else name
+
+
+def _hash(section: BaseModel | None) -> str:
+    return sha256_of_json(section.model_dump(mode="json") if section else None)
+
+
+def _template_hash(name: str) -> str:
+    return _hash(load_row_template(name))
+
+
+def _task_hash(name: str) -> str:
+    return HELD_OUT_TASK if name == HELD_OUT_TASK else load_task(name).sha256

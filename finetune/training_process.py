@@ -1,0 +1,30 @@
+"""One of several training processes, started by torchrun: `python -m finetune.training_process JOB.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from evaluation.files import write_text
+from finetune.console import Reporter
+from finetune.errors import UserError
+from finetune.launch import ERROR_FILE
+from finetune.training import train
+from finetune.training_job import TrainingJob
+
+
+def main(arguments: list[str]) -> int:
+    """Train this process's share; what stops it is written beside the job for the launcher to pass on."""
+    job = TrainingJob.model_validate_json(Path(arguments[0]).read_bytes())
+    try:
+        train(job, Reporter())
+    except UserError as error:
+        said = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+        write_text(job.run_folder / ERROR_FILE, json.dumps(said))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
