@@ -16,9 +16,7 @@ from evaluation.errors import DataError
 ClassicalKind = Literal["majority", "tfidf"]
 
 
-def classical_answers(
-    kind: ClassicalKind, train: Sequence[tuple[str, str]], questions: Sequence[str]
-) -> list[str]:
+def classical_answers(kind: ClassicalKind, train: Sequence[tuple[str, str]], questions: Sequence[str]) -> list[str]:
     """Label each question by what (text, label) pairs teach: their commonest label, or TF-IDF and regression.
 
     `majority` takes the first label in sorted order where several are the commonest. `tfidf` is logistic

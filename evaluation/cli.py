@@ -50,9 +50,7 @@ def run(  # noqa: PLR0913  # each option of the command is a parameter
     model: Annotated[Path, typer.Option(help="Folder with safetensors weights and a tokenizer.")],
     task: Annotated[list[str], typer.Option(help="Bundled task or task file (.yaml); may be given again.")],
     out: Annotated[Path, typer.Option(help="Folder for results: OUT/NAME/TASK.json.")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="Folder of a PEFT adapter to put on the model.")
-    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to put on the model.")] = None,
     quantization: Annotated[
         Literal["nf4"] | None, typer.Option(help="Load the model in 4 bits, as in QLoRA training.")
     ] = None,
@@ -60,9 +58,7 @@ def run(  # noqa: PLR0913  # each option of the command is a parameter
         Literal["bfloat16", "float16", "float32"], typer.Option(help="Type of weights and arithmetic.")
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="`auto`, `cpu`, `cuda:0`, …")] = "auto",
-    name: Annotated[
-        str | None, typer.Option(help="Contender's name; the last folder's if not given.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Contender's name; the last folder's if not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first this many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
 ) -> None:
@@ -149,9 +145,7 @@ def tasks() -> None:
     from evaluation.task_file import list_bundled_tasks, load_task
 
     loaded = [load_task(name) for name in list_bundled_tasks()]
-    rows = tuple(
-        (one.task.name, one.task.kind, str(len(one.samples)), one.task.description) for one in loaded
-    )
+    rows = tuple((one.task.name, one.task.kind, str(len(one.samples)), one.task.description) for one in loaded)
     _print_table("bundled tasks", Table(("task", "kind", "samples", "description"), rows), markdown=False)
 
 
@@ -163,9 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if _TRACEBACK in given:
             raise
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False
-        )
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(error.exit_code) from error
 
 
@@ -173,9 +165,7 @@ def _check_name(contender: str) -> None:
     from evaluation.result_files import CONTENDER_NAME
 
     if not CONTENDER_NAME.fullmatch(contender):
-        raise TaskError(
-            f"{contender!r} cannot name a contender", where="--name", hint="such as --name my-model"
-        )
+        raise TaskError(f"{contender!r} cannot name a contender", where="--name", hint="such as --name my-model")
 
 
 def _check_names_differ(loaded: Sequence[LoadedTask]) -> None:

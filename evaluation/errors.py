@@ -1,16 +1,17 @@
 """What can go wrong in a way that a user can mend, each kind with the exit code it ends the command with.
 
-    UserError             anything a user can mend
-    ├── TaskError    2    a task file (or a recipe, in the upper package) says something that is not accepted
-    ├── DataError    3    rows, files or hashes are not what was named
-    ├── ProofFailed  5    a check that the result depends on did not hold
-    └── MachineError 6    this machine cannot do it: memory, disk, device, network
+UserError             anything a user can mend
+├── TaskError    2    a task file (or a recipe, in the upper package) says something that is not accepted
+├── DataError    3    rows, files or hashes are not what was named
+├── ProofFailed  5    a check that the result depends on did not hold
+└── MachineError 6    this machine cannot do it: memory, disk, device, network
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar, Iterable
+from typing import ClassVar
 
 
 class UserError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from evaluation.conversation import Conversation
 from evaluation.errors import TaskError
-from evaluation.model import ModelSpec, assert_unpacked, load_model, load_tokenizer
+from evaluation.model import ModelSpec, assert_unpacked, causal_lm_of, load_model, load_tokenizer
 from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.token_loss import labelled_nll, shift
@@ -61,7 +62,7 @@ class LanguageModel:
         """
         self.model = model
         self.renderer = renderer
-        self.causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.causal_lm = causal_lm_of(model)
         config = self.causal_lm.config.to_dict()
         scaled = [name for name in UNSUPPORTED_LOGIT_SCALING if config.get(name) not in (None, 1.0)]
         if scaled:
@@ -79,7 +80,7 @@ class LanguageModel:
             width = max(len(ids[i]) for i in batch)
             padded = [[stops[0]] * (width - len(ids[i])) + list(ids[i]) for i in batch]
             mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch]
-            output_BT = self.causal_lm.generate(
+            output_BT = cast(Any, self.causal_lm).generate(
                 input_ids=self._tensor(padded),
                 attention_mask=self._tensor(mask),
                 max_new_tokens=max_new_tokens,
@@ -151,7 +152,7 @@ class LanguageModel:
 
     def head(self) -> Tensor:
         """Return the output embedding, shape (V, D)."""
-        return self.causal_lm.get_output_embeddings().weight.detach()
+        return cast(Tensor, self.causal_lm.get_output_embeddings().weight).detach()
 
     def _score_trees(self, trees: Sequence[OptionTree]) -> list[list[float]]:
         batch = pad_trees(trees, self.renderer.stop_ids()[0], self.causal_lm.dtype)

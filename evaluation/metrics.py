@@ -34,7 +34,5 @@ def set_statistics(kind: TaskKind, outputs: Sequence[Output]) -> dict[str, Stati
         if output.reference_nll is not None and output.reference_tokens is not None
     ]
     if len(measured) == len(outputs):
-        statistics["perplexity"] = perplexity(
-            [nll for nll, _ in measured], [tokens for _, tokens in measured]
-        )
+        statistics["perplexity"] = perplexity([nll for nll, _ in measured], [tokens for _, tokens in measured])
     return statistics

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-import bitsandbytes
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
@@ -70,7 +71,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise DataError(f"no tokenizer could be loaded: {_first_line(error)}", where=str(folder)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
-    return tokenizer  # type: ignore[no-any-return]
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_model(spec: ModelSpec) -> PreTrainedModel | PeftModel:
@@ -80,29 +81,41 @@ def load_model(spec: ModelSpec) -> PreTrainedModel | PeftModel:
         DataError: no safetensors weights, or an adapter that does not fit the model.
         MachineError: the device is not there.
     """
+    base = load_base(spec)
+    return base if spec.adapter is None else _load_adapter(base, spec.adapter)
+
+
+def load_base(spec: ModelSpec) -> PreTrainedModel:
+    """Load the weights of a model without its adapter, in evaluation mode.
+
+    Raises:
+        DataError: no safetensors weights.
+        MachineError: the device is not there.
+    """
     if not any(spec.path.glob("*.safetensors")):
         raise DataError(
             "no *.safetensors weights in this folder",
             where=str(spec.path),
-            hint="pickled weights are not read; convert them with transformers' save_pretrained(safe_serialization=True)",
+            hint="pickled weights are not read; convert them with transformers' save_pretrained",
         )
     transformers_logging.disable_progress_bar()
-    device = choose_device(spec.device)
     model = AutoModelForCausalLM.from_pretrained(
         spec.path,
         dtype=DTYPES[spec.dtype],
         quantization_config=_quantization_config(spec.quantization, DTYPES[spec.dtype]),
-        device_map={"": device},
+        device_map={"": choose_device(spec.device)},
         attn_implementation=spec.attention,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
     )
     keep_cpu_weights_unpacked(model)
-    if spec.adapter is not None:
-        model = _load_adapter(model, spec.adapter)
-    model.eval()
-    return model  # type: ignore[no-any-return]
+    return cast(PreTrainedModel, model.eval())
+
+
+def causal_lm_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model itself, whose layers hold the adapters, if there are any."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -126,15 +139,15 @@ def keep_cpu_weights_unpacked(model: torch.nn.Module) -> None:
     Upstream: https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2078, open at bitsandbytes 0.50.2.
     """
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def assert_unpacked(model: torch.nn.Module) -> None:
     """Check that no 4-bit weight was repacked for the CPU since loading."""
     for name, module in model.named_modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            state = module.weight.quant_state
+        if isinstance(module, Linear4bit):
+            state = cast(Any, module.weight).quant_state
             assert not getattr(state, "packing_format_for_cpu", False), f"{name} was repacked by bitsandbytes"
 
 
@@ -143,8 +156,8 @@ def dequantized_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     assert_unpacked(model)
     weights = {}
     for name, module in model.named_modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            dense = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        if isinstance(module, Linear4bit):
+            dense = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
             weights[f"{name}.weight"] = dense.float()
     return weights
 
@@ -175,11 +188,12 @@ def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if expected != found:
         odd = sorted(expected ^ found)
         raise DataError(
-            f"{len(odd)} adapter tensors are missing or belong to no layer of the base, first {odd[0]!r}", where=str(file)
+            f"{len(odd)} adapter tensors are missing or belong to no layer of the base, first {odd[0]!r}",
+            where=str(file),
         )
     if broken:
         raise DataError(f"adapter tensor {broken[0]!r} holds values that are not finite", where=str(file))
-    return adapted
+    return adapted.eval()
 
 
 def _first_line(error: Exception) -> str:

@@ -88,7 +88,5 @@ def _keys(prompt: str, answer: str, parts: Sequence[OverlapPart]) -> list[_Key]:
         for kind, question, reply in spelled:
             needed = {"both": question and reply, "prompt": question, "answer": reply}[part]
             if needed:
-                keys.append(
-                    (kind, part, "" if part == "answer" else question, "" if part == "prompt" else reply)
-                )
+                keys.append((kind, part, "" if part == "answer" else question, "" if part == "prompt" else reply))
     return keys

@@ -84,7 +84,10 @@ class Renderer:
         """Render what comes before an answer: token ids of shape (T,), ready for the model to continue."""
         self._refuse_special_text(conversation)
         if conversation.layout == "plain":
-            return (*self.first_ids, *(i for message in conversation.messages for i in self._encode(message.content)))
+            return (
+                *self.first_ids,
+                *(i for message in conversation.messages for i in self._encode(message.content)),
+            )
         return tuple(self._encode(self._chat_text(conversation.messages, ask=True)))
 
     def answer(self, prompt: Conversation, answer: str) -> tuple[int, ...]:
@@ -113,20 +116,29 @@ class Renderer:
             ids += piece
             labels += piece if message.role == "assistant" else [IGNORE] * len(piece)
         end = self._end_of_sequence()
-        labels[:1] = [IGNORE]  # nothing comes before the first token, so nothing can predict it
-        return Example((*ids, end), (*labels, end))
+        labels = [*labels, end]
+        labels[0] = IGNORE  # nothing comes before the first token, so nothing can predict it
+        return Example((*ids, end), tuple(labels))
 
     def _chat_spans(self, messages: tuple[Message, ...], turns: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
         whole = self._chat_text(messages, ask=False)
         ids = self._encode(whole)
         spans = []
         for turn in turns:
-            before, upto = self._chat_text(messages[:turn], ask=True), self._chat_text(messages[: turn + 1], ask=False)
+            before, upto = (
+                self._chat_text(messages[:turn], ask=True),
+                self._chat_text(messages[: turn + 1], ask=False),
+            )
             if not (upto.startswith(before) and whole.startswith(upto)):
-                raise Unrenderable("template_rewrites_history", f"the chat template changes earlier text at turn {turn + 1}")
+                raise Unrenderable(
+                    "template_rewrites_history", f"the chat template changes earlier text at turn {turn + 1}"
+                )
             start = len(self._encode(before))
             if ids[:start] != self._encode(before):
-                raise Unrenderable("answer_merges_with_prompt", f"the first characters of turn {turn + 1} merge with what comes before")
+                raise Unrenderable(
+                    "answer_merges_with_prompt",
+                    f"the first characters of turn {turn + 1} merge with what comes before",
+                )
             spans.append((start, self._end_of_turn(ids, start)))
         return ids, spans
 
@@ -173,4 +185,7 @@ class Renderer:
         for message in conversation.messages:
             for special in self.special_texts:
                 if special in message.content:
-                    raise Unrenderable("special_token_in_text", f"a message contains {special!r}, a control token of the base")
+                    raise Unrenderable(
+                        "special_token_in_text",
+                        f"a message contains {special!r}, a control token of the base",
+                    )

@@ -41,9 +41,7 @@ def load_result(folder: Path, contender: str, task: str) -> tuple[Result, tuple[
     """
     file = _result_file(folder, contender, task)
     if not file.is_file():
-        raise DataError(
-            "there is no such result", where=str(file), hint=_what_there_is(folder, contender, task)
-        )
+        raise DataError("there is no such result", where=str(file), hint=_what_there_is(folder, contender, task))
     try:
         result = Result.model_validate_json(file.read_bytes())
     except ValidationError as error:

@@ -43,9 +43,7 @@ _HIGHEST_NATS_PER_TOKEN = 500.0
 class AnswersQuestions(Protocol):
     """What scoring needs of a model; `advance` is told of finished samples."""
 
-    def generate(
-        self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance
-    ) -> list[Generated]:
+    def generate(self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance) -> list[Generated]:
         """Continue each prompt greedily."""
 
     def option_log_likelihoods(
@@ -101,9 +99,7 @@ def score(model: AnswersQuestions, loaded: LoadedTask, identity: Identity, advan
         outputs = [add(output, answer) for output, answer in zip(outputs, answers, strict=True)]
     if task.kind == "choose":
         options = model.option_log_likelihoods(prompts, task.options, advance)
-        outputs = [
-            _with_choice(output, task.options, row) for output, row in zip(outputs, options, strict=True)
-        ]
+        outputs = [_with_choice(output, task.options, row) for output, row in zip(outputs, options, strict=True)]
     return _scored(outputs, loaded, identity, began)
 
 
@@ -192,9 +188,7 @@ def _with_choice(output: Output, options: Sequence[str], log_likelihoods: Sequen
     """Choose the likeliest option; of equally likely ones, the first."""
     assert len(log_likelihoods) == len(options), "one log-likelihood per option"
     if not all(math.isfinite(value) for value in log_likelihoods):
-        raise ProofFailed(
-            "an option's log-likelihood is not a finite number", where=f"sample {output.sample}"
-        )
+        raise ProofFailed("an option's log-likelihood is not a finite number", where=f"sample {output.sample}")
     chosen = options[log_likelihoods.index(max(log_likelihoods))]
     scores = {"choice_accuracy": float(chosen == output.reference), **output.scores}
     return output.model_copy(update={"chosen": chosen, "scores": scores})

@@ -7,7 +7,7 @@ is computed in the same pass, while a chunk's probabilities are at hand. The hea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tenso
     """
     if head_VD.requires_grad:
         raise ValueError("the output head is trainable; labelled_nll gives it no gradient")
-    return _LabelledNll.apply(hidden_ND, head_VD, targets_N)  # type: ignore[no-any-return]
+    return cast(Tensor, _LabelledNll.apply(hidden_ND, head_VD, targets_N))  # type: ignore[no-untyped-call]
 
 
 def top_tokens(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:

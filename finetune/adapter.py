@@ -32,7 +32,7 @@ def build_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PeftMo
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only multiplies by it
         lora_dropout=adapter.dropout,
         target_modules=list(targets),
         use_rslora=adapter.variant == "rslora",
@@ -91,7 +91,7 @@ def check_moved(model: torch.nn.Module, first: dict[str, torch.Tensor], steps: i
         raise TrainingStopped(
             f"{len(still)} of {len(weights)} adapter tensors did not move in {steps} steps, first {still[0]}",
             where="training",
-            hint="a layer that gets no gradient learns nothing: check adapter.targets and training.gradient_checkpointing",
+            hint="a layer without a gradient learns nothing: check adapter.targets, training.gradient_checkpointing",
         )
 
 
@@ -125,7 +125,11 @@ def _refuse_unmatched(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     if missing:
         raise RecipeError(
             [
-                Problem("adapter.targets", f"{name!r} matches no layer of this base", f"its layers: {', '.join(sorted(leaves))}")
+                Problem(
+                    "adapter.targets",
+                    f"{name!r} matches no layer of this base",
+                    f"its layers: {', '.join(sorted(leaves))}",
+                )
                 for name in missing
             ]
         )

@@ -135,16 +135,12 @@ def _from_gguf_file(base: Base, file: Path, cache: Path, announce: Callable[[str
     return _converted(file, base.model, base.sha256 or sha256_of_file(file), cache, announce)
 
 
-def _converted(
-    file: Path, name: str, sha256: str, cache: Path, announce: Callable[[str], None]
-) -> ResolvedBase:
+def _converted(file: Path, name: str, sha256: str, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
     # torch and transformers take seconds to import; bases that are folders already do without them here.
     from finetune.gguf import convert_gguf
 
     folder = convert_gguf(file, sha256, cache, announce)
-    origin = (
-        f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
-    )
+    origin = f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
     return ResolvedBase(folder, name, hash_model_folder(folder), origin)
 
 

@@ -40,7 +40,12 @@ class BatchPlan:
 
 
 def plan_batches(
-    lengths: Sequence[int], tokens_per_step: int, tokens_per_micro_batch: int | None, devices: int, epochs: int, seed: int
+    lengths: Sequence[int],
+    tokens_per_step: int,
+    tokens_per_micro_batch: int | None,
+    devices: int,
+    epochs: int,
+    seed: int,
 ) -> BatchPlan:
     """Plan every batch of a run.
 
@@ -70,7 +75,9 @@ def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: rando
     order.shuffle(shuffled)
     mean = sum(lengths) / len(lengths)
     window = max(1, int(WINDOW_STEPS * per_step * budget / mean))
-    batches = [batch for i in range(0, len(shuffled), window) for batch in _pack(shuffled[i : i + window], lengths, budget)]
+    batches = [
+        batch for i in range(0, len(shuffled), window) for batch in _pack(shuffled[i : i + window], lengths, budget)
+    ]
     order.shuffle(batches)
     while len(batches) % per_step:
         widest = max(range(len(batches)), key=lambda i: (len(batches[i]), -i))
@@ -81,7 +88,7 @@ def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: rando
 
 
 def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
-    """Cut a window, sorted by length, into batches within the budget and of even size, so that no small rest is left."""
+    """Cut a window, sorted by length, into batches within the budget, without a small rest."""
     rows = sorted(window, key=lambda i: (lengths[i], i))
     batches: list[MicroBatch] = []
     while rows:

@@ -1,4 +1,4 @@
-"""The command line of `finetune`: reads arguments, calls one function, turns what went wrong into a screen and a code."""
+"""The command line of `finetune`: reads arguments, calls one function, turns a problem into a screen and a code."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ class Listed(StrEnum):
 
 @app.command(epilog="Example: finetune run icd10-quickstart --set data.train.0.limit=200")
 def run(
-    recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None, devices: Devices = None
+    recipe: RecipeName,
+    settings: Settings = None,
+    out: Out = None,
+    cache: Cache = None,
+    devices: Devices = None,
 ) -> None:
     """Run every stage of a recipe: prepare, train, merge, evaluate, report. Finished stages are skipped."""
     _run(_load(recipe, settings, devices), out, cache, "report")
@@ -68,7 +72,11 @@ def prepare(recipe: RecipeName, settings: Settings = None, out: Out = None, cach
 
 @app.command(epilog="Example: finetune train llama3.1-8b-qlora-chat --devices all")
 def train(
-    recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None, devices: Devices = None
+    recipe: RecipeName,
+    settings: Settings = None,
+    out: Out = None,
+    cache: Cache = None,
+    devices: Devices = None,
 ) -> None:
     """Run the stages up to training."""
     _run(_load(recipe, settings, devices), out, cache, "train")
@@ -181,7 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if TRACEBACK in given:
             raise
-        _fail(f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where", EXIT_BROKEN)
+        _fail(
+            f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where",
+            EXIT_BROKEN,
+        )
 
 
 def _fail(text: str, status: int) -> NoReturn:

@@ -1,12 +1,12 @@
 """The kinds of problem that end a command of `finetune`, with their exit codes.
 
-    UserError                anything a user can mend (from the lower package)
-    ├── RecipeError     2    the recipe says something that is not accepted; carries every problem at once
-    ├── TaskError       2
-    ├── DataError       3
-    ├── TrainingStopped 4    training was stopped before its end by a guard
-    ├── ProofFailed     5
-    └── MachineError    6
+UserError                anything a user can mend (from the lower package)
+├── RecipeError     2    the recipe says something that is not accepted; carries every problem at once
+├── TaskError       2
+├── DataError       3
+├── TrainingStopped 4    training was stopped before its end by a guard
+├── ProofFailed     5
+└── MachineError    6
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def load_gguf(folder: Path, file_name: str) -> tuple[PreTrainedModel, PreTrained
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
         if model.config.model_type != "llama":
-            raise DataError(
-                f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama"
-            )
+            raise DataError(f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama")
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
     except _UNREADABLE as error:
         first_line = (str(error).splitlines() or [""])[0]
@@ -99,12 +97,12 @@ def _quiet() -> Iterator[None]:
     """
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

@@ -89,9 +89,7 @@ def fetch_model(repo: str, commit: str, cache: Path, *, endpoint: str | None = N
         return _snapshot(pin, cache, MODEL_FILES, offline=False)
 
 
-def fetch_dataset_files(
-    repo: str, commit: str, split: str, cache: Path, *, endpoint: str | None = None
-) -> Path:
+def fetch_dataset_files(repo: str, commit: str, split: str, cache: Path, *, endpoint: str | None = None) -> Path:
     """Return a folder with just the files of one split of a data set at a commit.
 
     Raises:

@@ -46,9 +46,7 @@ def read_icd10_chapters(path: Path) -> Iterator[Record | Unreadable]:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
         raise DataError(f"not XML: {error}", where=str(path)) from error
-    chapters = {
-        _title(chapter): _terms(chapter) for chapter in root.iter("chapter") if not _is_left_out(chapter)
-    }
+    chapters = {_title(chapter): _terms(chapter) for chapter in root.iter("chapter") if not _is_left_out(chapter)}
     if not any(chapters.values()):
         raise DataError("no chapters with diagnoses in it: not the ICD-10-CM tabular list", where=str(path))
     ambiguous = _texts_of_several_chapters(chapters)

@@ -33,7 +33,9 @@ def count_devices(wanted: int | Literal["all"]) -> int:
         return max(1, available)
     if 0 < available < wanted:
         raise MachineError(
-            f"{wanted} GPUs are asked for and {available} are here", where="training.devices", hint="use --devices all"
+            f"{wanted} GPUs are asked for and {available} are here",
+            where="training.devices",
+            hint="use --devices all",
         )
     return wanted
 
@@ -56,7 +58,14 @@ def launch_training(job: TrainingJob, reporter: Reporter) -> None:
     try:
         finished = subprocess.run(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(job.devices)),
+                *(
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc_per_node",
+                    str(job.devices),
+                ),
                 *("-m", "finetune.training_process", str(job_file)),
             ],
             check=False,
@@ -72,7 +81,9 @@ def launch_training(job: TrainingJob, reporter: Reporter) -> None:
 def _what_stopped(job: TrainingJob, status: int) -> UserError:
     file = job.run_folder / ERROR_FILE
     if not file.exists():
-        return TrainingStopped(f"a training process died (torchrun ended with status {status})", where="training.devices")
+        return TrainingStopped(
+            f"a training process died (torchrun ended with status {status})", where="training.devices"
+        )
     said = json.loads(file.read_text(encoding="utf-8"))
     kinds = {kind.__name__: kind for kind in (TrainingStopped, MachineError)}
     return kinds.get(said["kind"], TrainingStopped)(said["what"], where=said["where"], hint=said["hint"])

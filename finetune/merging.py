@@ -167,8 +167,9 @@ def _check(proof: MergeProof, limits: Merge) -> None:
         raise ProofFailed("the merge equals the untuned base: nothing was folded in", where=where)
     if proof.gain_kept < limits.minimum_gain_kept:
         raise ProofFailed(
-            f"the merge keeps {proof.gain_kept:.1%} of the fall in validation loss (base {proof.nll_base:.4f}, as trained"
-            f" {proof.nll_as_trained:.4f}, merged {proof.nll_merged:.4f} nats); the limit is {limits.minimum_gain_kept:.1%}",
+            f"the merge keeps {proof.gain_kept:.1%} of the fall in validation loss, the limit is"
+            f" {limits.minimum_gain_kept:.1%} (base {proof.nll_base:.4f}, as trained {proof.nll_as_trained:.4f},"
+            f" merged {proof.nll_merged:.4f} nats)",
             where=where,
             hint="use merge.onto: dequantized, or lower merge.minimum_gain_kept if you accept it",
         )

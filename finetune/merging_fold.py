@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from evaluation.inference import LanguageModel
-from evaluation.model import DTYPES, ModelSpec, dequantized_weights, load_model, load_tokenizer
+from evaluation.model import DTYPES, ModelSpec, dequantized_weights, load_base, load_tokenizer
 from evaluation.rendering import Renderer
 
 Onto = Literal["full_precision", "dequantized"]
@@ -32,7 +32,7 @@ class Folding:
 
 def load_unfolded(folding: Folding) -> LanguageModel:
     """Load the adapter, unmerged, on the fp32 base that it is going to be folded into."""
-    model = load_model(replace(folding.trained, quantization=None, dtype="float32", adapter=None))
+    model = load_base(replace(folding.trained, quantization=None, dtype="float32", adapter=None))
     if folding.onto == "dequantized":
         _use_dequantized(model, folding.trained)
     else:
@@ -51,14 +51,14 @@ def fold(unfolded: LanguageModel) -> LanguageModel:
 
 def save_merged(merged: LanguageModel, folder: Path, dtype: str) -> None:
     """Write weights of the given type, configuration, tokenizer and chat template."""
-    model = merged.causal_lm.to(DTYPES[dtype])
+    model = merged.causal_lm.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]  # transformers wraps it untyped
     model.config._name_or_path = ""  # transformers writes it, and it is a local path
     model.save_pretrained(str(folder))
     merged.renderer.tokenizer.save_pretrained(str(folder))
 
 
 def _use_dequantized(model: PreTrainedModel, trained: ModelSpec) -> None:
-    quantized = load_model(replace(trained, adapter=None))
+    quantized = load_base(replace(trained, adapter=None))
     weights = dequantized_weights(quantized)
     del quantized
     _round_to(model, DTYPES[trained.dtype])
@@ -68,7 +68,7 @@ def _use_dequantized(model: PreTrainedModel, trained: ModelSpec) -> None:
 
 
 def _round_to(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round fp32 weights to the values that a base of this type has, so that fp32 means arithmetic and not another base."""
+    """Round fp32 weights to the values of a base of this type: fp32 is the arithmetic, not another base."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))

@@ -85,7 +85,9 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     recipe = loaded.recipe
     base = resolve_base(recipe.base, cache, reporter.say)
     own = held_out_source(recipe.data)
-    sources = {s.source: resolve_source(s, cache, reporter.say).sha256 for s in (*recipe.data.train, *([own] if own else []))}
+    sources = {
+        s.source: resolve_source(s, cache, reporter.say).sha256 for s in (*recipe.data.train, *([own] if own else []))
+    }
     lock = Lock(
         recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
         base=base.identity,
@@ -95,7 +97,10 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
         seed=recipe.seed,
         versions=versions(),
     )
-    write_text(directory.recipe, yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+    write_text(
+        directory.recipe,
+        yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
+    )
     write_model(directory.lock_file, lock)
     return Run(loaded, directory, cache, reporter, base, sources)
 
@@ -118,20 +123,30 @@ def _run_stage(run: Run, stage: Stage) -> None:
 def _inputs(run: Run, stage: Stage) -> Inputs:
     """Return the hash of everything that a stage depends on, by the name a person would use for it."""
     recipe, directory = run.recipe, run.directory
-    shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": sha256_of_json(versions())}
+    packages = sha256_of_json([f"{name}=={number}" for name, number in versions().items()])
+    shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": packages}
     match stage:
         case "prepare":
             templates = {source.rows: _template_hash(source.rows) for source in recipe.data.train}
             answer_length = str(recipe.evaluation.max_new_tokens)
-            return shared | {"data": _hash(recipe.data), "evaluation.max_new_tokens": answer_length} | run.sources | templates
+            return (
+                shared
+                | {"data": _hash(recipe.data), "evaluation.max_new_tokens": answer_length}
+                | run.sources
+                | templates
+            )
         case "train":
             sections = {"adapter": _hash(recipe.adapter), "training": _hash(recipe.training)}
-            return shared | sections | {
-                "quantization": _hash(recipe.quantization),
-                "base.dtype": recipe.base.dtype,
-                "tracking": str(recipe.tracking),
-                "prepared data": directory.output_hash("prepare"),
-            }
+            return (
+                shared
+                | sections
+                | {
+                    "quantization": _hash(recipe.quantization),
+                    "base.dtype": recipe.base.dtype,
+                    "tracking": str(recipe.tracking),
+                    "prepared data": directory.output_hash("prepare"),
+                }
+            )
         case "merge":
             return shared | {"merge": _hash(recipe.merge), "adapter weights": directory.output_hash("train")}
         case "evaluate":

@@ -111,7 +111,9 @@ def build_task(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Task:
 def all_set_aside(prepared: Prepared) -> list[SetAside]:
     """List every row that is not used, with its reason."""
     rendered = [prepared.train, prepared.held_out, *([prepared.validation] if prepared.validation else [])]
-    return [row for read in prepared.sources for row in read.set_aside] + [r for part in rendered for r in part.set_aside]
+    return [row for read in prepared.sources for row in read.set_aside] + [
+        r for part in rendered for r in part.set_aside
+    ]
 
 
 def spans_of(example: Example, renderer: Renderer) -> tuple[TokenSpan, ...]:
@@ -124,6 +126,11 @@ def spans_of(example: Example, renderer: Renderer) -> tuple[TokenSpan, ...]:
             spans.append(TokenSpan(text=renderer.text(ids[start:end]), trained=trained[start]))
             start = end
     return tuple(spans)
+
+
+def tokenizer_hash(renderer: Renderer) -> str:
+    """Hash the vocabulary."""
+    return sha256_of_json([f"{i} {token}" for token, i in sorted(renderer.tokenizer.get_vocab().items())])
 
 
 def template_hash(renderer: Renderer) -> str:
@@ -150,9 +157,11 @@ def _audit(prepared: Prepared, renderer: Renderer) -> Audit:
         held_out_samples=len(prepared.held_out.rows),
         truncated=sum(part.truncated for part in (prepared.train, prepared.held_out, prepared.validation) if part),
         duplicates=_duplicates(prepared, compare_answers=labels is None),
-        labels=dict(Counter(row.conversation.answer() for row in prepared.train.rows).most_common()) if labels else None,
+        labels=dict(Counter(row.conversation.answer() for row in prepared.train.rows).most_common())
+        if labels
+        else None,
         mask_preview=tuple(spans_of(example, renderer) for example in prepared.train.examples[:MASK_PREVIEWS]),
-        tokenizer_sha256=sha256_of_json(renderer.tokenizer.get_vocab()),
+        tokenizer_sha256=tokenizer_hash(renderer),
         template_sha256=template_hash(renderer),
     )
 
@@ -181,7 +190,8 @@ def _statistics(examples: Sequence[Example]) -> TokenStatistics:
 
 def _duplicates(prepared: Prepared, *, compare_answers: bool) -> tuple[Duplicate, ...]:
     pairs = (
-        TrainPair(row.id, prompt_text(row.conversation.prompt()), row.conversation.answer()) for row in prepared.train.rows
+        TrainPair(row.id, prompt_text(row.conversation.prompt()), row.conversation.answer())
+        for row in prepared.train.rows
     )
     samples = [_sample(row) for row in prepared.held_out.rows]
     found = find_overlaps(pairs, samples, compare_answers=compare_answers)
@@ -193,6 +203,5 @@ def _sample(row: UsableRow) -> Sample:
 
 
 def _write_task(path: Path, task: Task) -> None:
-    import yaml
 
     write_text(path, yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

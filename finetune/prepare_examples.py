@@ -26,9 +26,7 @@ class Rendered:
     truncated: int = 0
 
 
-def render_rows(
-    rows: Sequence[UsableRow], data: Data, renderer: Renderer, advance: Callable[[int], None]
-) -> Rendered:
+def render_rows(rows: Sequence[UsableRow], data: Data, renderer: Renderer, advance: Callable[[int], None]) -> Rendered:
     """Render rows, and refuse, drop or shorten those that are too long, as the recipe says.
 
     Raises:
@@ -51,7 +49,9 @@ def render_rows(
             too_long.append((row, len(example.input_ids)))
     if too_long and data.overflow == "refuse":
         raise _refusal(too_long, data.max_tokens)
-    rendered.set_aside += [_aside(row, "too_long", f"{length} tokens, {data.max_tokens} allowed") for row, length in too_long]
+    rendered.set_aside += [
+        _aside(row, "too_long", f"{length} tokens, {data.max_tokens} allowed") for row, length in too_long
+    ]
     return rendered
 
 

@@ -149,7 +149,9 @@ def _group(row: Row, column: str | None) -> str:
         return row_key(row)
     if column not in row.values:
         raise DataError(
-            f"there is no column {column!r} to split by", where=f"{row.file}:{row.line}", hint=nearest(column, row.values)
+            f"there is no column {column!r} to split by",
+            where=f"{row.file}:{row.line}",
+            hint=nearest(column, row.values),
         )
     value = row.values[column]
     if value is None or value == "":
@@ -170,7 +172,11 @@ def _refuse_empty(data: Data, parts: Parts) -> None:
         ("held_out", parts.held_out, True),
     ):
         if wanted and not rows:
-            raise DataError(f"no rows are left for {name}", where=f"data.{name}", hint="raise the fraction, or bring more rows")
+            raise DataError(
+                f"no rows are left for {name}",
+                where=f"data.{name}",
+                hint="raise the fraction, or bring more rows",
+            )
 
 
 def _nothing_usable(read: ReadSource) -> str:

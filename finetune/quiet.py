@@ -6,7 +6,15 @@ import logging
 import os
 import warnings
 
-QUIET_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate", "torch.distributed.elastic")
+QUIET_LOGGERS = (
+    "bitsandbytes",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "torch.distributed.elastic",
+)
 
 
 def quiet_libraries() -> None:

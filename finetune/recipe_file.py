@@ -91,9 +91,7 @@ def _read_text(file: Path) -> str:
             return stream.read(MAX_BYTES + 1).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            [Problem(f"{file}:{line}", "is not UTF-8 text", "save the file as UTF-8")]
-        ) from None
+        raise RecipeError([Problem(f"{file}:{line}", "is not UTF-8 text", "save the file as UTF-8")]) from None
     except OSError as error:
         raise RecipeError([Problem(str(file), f"cannot be read: {error.strerror}")]) from None
 
@@ -112,6 +110,4 @@ def _validate(
 
 
 def _redacted(problem: Problem) -> Problem:
-    return Problem(
-        without_secrets(problem.where), without_secrets(problem.what), without_secrets(problem.hint)
-    )
+    return Problem(without_secrets(problem.where), without_secrets(problem.what), without_secrets(problem.hint))

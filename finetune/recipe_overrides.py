@@ -36,9 +36,7 @@ def _apply(root: Node, override: str) -> tuple[Node, list[Finding]]:
     path = _key_path(root, key.strip())
     lost = _lost(root, path, place, deleting=value.content is None)
     if lost or findings:
-        inside = [
-            Finding((*path, *finding.path), finding.what, finding.hint, place=place) for finding in findings
-        ]
+        inside = [Finding((*path, *finding.path), finding.what, finding.hint, place=place) for finding in findings]
         return root, [*inside, *([lost] if lost else [])]
     return _with_value(root, path, value, place), []
 
@@ -72,9 +70,7 @@ def _lost(root: Node, path: KeyPath, place: str, *, deleting: bool) -> Finding |
                 hint = f"write the whole list: --set {dotted(above)}=[…]"
                 return Finding(above, "is a list that the recipe does not have", hint, place=place)
             if above and not keys_at(above, root):
-                return Finding(
-                    above, "is a single value: it has no keys", f"--set {dotted(above)}=…", place=place
-                )
+                return Finding(above, "is a single value: it has no keys", f"--set {dotted(above)}=…", place=place)
             return Finding(here, "unknown key", unknown_key(here, root).hint, place=place)
         node = child_at(node, step) if node else None
     return None
@@ -82,11 +78,7 @@ def _lost(root: Node, path: KeyPath, place: str, *, deleting: bool) -> Finding |
 
 def _with_value(node: Node, path: KeyPath, value: Node, place: str) -> Node:
     step = path[0]
-    below = (
-        value
-        if len(path) == 1
-        else _with_value(child_at(node, step) or Node({}, 0, place), path[1:], value, place)
-    )
+    below = value if len(path) == 1 else _with_value(child_at(node, step) or Node({}, 0, place), path[1:], value, place)
     if isinstance(node.content, list):
         assert isinstance(step, int)
         items = [below if position == step else item for position, item in enumerate(node.content)]

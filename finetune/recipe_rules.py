@@ -44,9 +44,7 @@ def sources_are_distinct(recipe: Recipe) -> list[Finding]:
         first = seen.setdefault((source.source, source.split), position)
         if first != position:
             hint = "delete one; `training.epochs` is how rows are seen more than once"
-            findings.append(
-                Finding(("data", "train", position, "source"), f"the same as data.train.{first}", hint)
-            )
+            findings.append(Finding(("data", "train", position, "source"), f"the same as data.train.{first}", hint))
     held_out = recipe.data.held_out
     if isinstance(held_out, HeldOutSource) and (held_out.source, held_out.split) in seen:
         what = f"the same rows as data.train.{seen[held_out.source, held_out.split]}"
@@ -145,9 +143,7 @@ def baseline_has_classes(recipe: Recipe) -> list[Finding]:
         return []
     at: KeyPath = ("evaluation", "contenders", contenders.index("baseline"))
     if "held_out" not in recipe.evaluation.tasks:
-        return [
-            Finding(at, "baselines are scored on the held-out rows only", "add held_out to evaluation.tasks")
-        ]
+        return [Finding(at, "baselines are scored on the held-out rows only", "add held_out to evaluation.tasks")]
     if any(_may_have_classes(source.rows) for source in recipe.data.train):
         return []
     what = f"baselines need classes, and rows are {', '.join(sorted({s.rows for s in recipe.data.train}))}"

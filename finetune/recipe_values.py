@@ -27,9 +27,7 @@ _FULL_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32":
 _BOOLEAN_WORDS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def wrong_value(
-    content: Scalar | dict[str, Node] | list[Node], alternatives: Sequence[Accepted]
-) -> tuple[str, str]:
+def wrong_value(content: Scalar | dict[str, Node] | list[Node], alternatives: Sequence[Accepted]) -> tuple[str, str]:
     """What is wrong with a value that none of the alternatives accepts, and a hint."""
     if isinstance(content, dict):
         return "is a section of keys", _wanted(alternatives)
@@ -119,16 +117,10 @@ def _wanted(alternatives: Sequence[Accepted]) -> str:
 
 def _wanted_form(form: Accepted) -> str:
     if form.type == "object":
-        return (
-            f"a section with the keys {', '.join(form.properties)}" if form.properties else "names and texts"
-        )
+        return f"a section with the keys {', '.join(form.properties)}" if form.properties else "names and texts"
     if form.type == "array":
         items = _item_choices(form)
-        return (
-            f"a list of {', '.join(str(item) for item in items)}"
-            if items
-            else "a list with at least one item"
-        )
+        return f"a list of {', '.join(str(item) for item in items)}" if items else "a list with at least one item"
     if form.type in ("integer", "number"):
         return f"a {'whole number' if form.type == 'integer' else 'number'}{_range(form)}"
     if form.type == "boolean":

@@ -42,9 +42,7 @@ def parse_document(text: str, file: str) -> tuple[Node, list[Finding]]:
         hint = "see `finetune list` for recipes to start from"
         raise RecipeError([Problem(f"{file}:1", "the recipe is empty", hint)])
     if not isinstance(root.content, dict):
-        raise RecipeError(
-            [Problem(f"{file}:{root.line}", "a recipe is a mapping of keys", "begin with `version: 1`")]
-        )
+        raise RecipeError([Problem(f"{file}:{root.line}", "a recipe is a mapping of keys", "begin with `version: 1`")])
     return root, findings
 
 
@@ -96,9 +94,7 @@ def _read(text: str, file: str, *, at_line: bool) -> tuple[Node | None, list[Fin
         raise RecipeError([Problem(place(line), *_syntax(error))]) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
-        raise RecipeError(
-            [Problem(place(line), "a character that YAML does not allow", "delete it")]
-        ) from None
+        raise RecipeError([Problem(place(line), "a character that YAML does not allow", "delete it")]) from None
     return root, builder.findings
 
 
@@ -131,7 +127,7 @@ def _line_of(event: yaml.Event) -> int:
     return event.start_mark.line + 1
 
 
-class _Unreadable(Exception):  # noqa: N818 - never leaves this module
+class _Unreadable(Exception):
     def __init__(self, line: int, what: str, hint: str) -> None:
         super().__init__(what)
         self.line, self.what, self.hint = line, what, hint

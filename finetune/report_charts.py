@@ -56,9 +56,7 @@ class Scale:
             powers = [10.0**power for power in range(first, last + 1)]
             return tuple(tick for tick in powers if self.low <= tick <= self.high)
         step = _round_step((self.high - self.low) / 4)
-        return tuple(
-            self.low + index * step for index in range(math.floor((self.high - self.low) / step + 1e-9) + 1)
-        )
+        return tuple(self.low + index * step for index in range(math.floor((self.high - self.low) / step + 1e-9) + 1))
 
 
 def score_chart(task: TaskReport, metric: str) -> Markup:
@@ -72,17 +70,14 @@ def score_chart(task: TaskReport, metric: str) -> Markup:
         for index, (contender, estimate) in enumerate(found)
     )
     label = f"{metric_label(metric)}: " + ", ".join(
-        f"{contender_label(contender)} {metric_value(metric, estimate.value)}"
-        for contender, estimate in found
+        f"{contender_label(contender)} {metric_value(metric, estimate.value)}" for contender, estimate in found
     )
     return _svg(label, height, axis + rows)
 
 
 def loss_chart(steps: tuple[StepMetrics, ...], kept_step: int) -> Markup | None:
     """Draw training and validation loss over the steps; none where nothing was measured."""
-    training = [
-        (step.step, step.loss) for step in steps if step.loss is not None and math.isfinite(step.loss)
-    ]
+    training = [(step.step, step.loss) for step in steps if step.loss is not None and math.isfinite(step.loss)]
     validation = [
         (step.step, step.validation_loss)
         for step in steps
@@ -146,8 +141,7 @@ def _score_mark(estimate: Estimate, scale: Scale, middle: float) -> Markup:
     value, low, high = scale.at(estimate.value), scale.at(estimate.low), scale.at(estimate.high)
     whisker = Markup('<path class="{}" d="M{low} {y}H{high}M{low} {a}V{b}M{high} {a}V{b}"/>')
     halo, line = (
-        whisker.format(name, low=low, high=high, y=middle, a=middle - 5, b=middle + 5)
-        for name in ("halo", "whisker")
+        whisker.format(name, low=low, high=high, y=middle, a=middle - 5, b=middle + 5) for name in ("halo", "whisker")
     )
     if scale.logarithmic:
         # A bar has no length where the axis has no zero.
@@ -159,30 +153,20 @@ def _score_mark(estimate: Estimate, scale: Scale, middle: float) -> Markup:
 def _vertical_ticks(scale: Scale, bottom: float) -> Markup:
     tick = Markup('<path class="grid" d="M{x} 4V{bottom}"/><text class="tick" x="{x}" y="{y}">{text}</text>')
     return Markup("").join(
-        tick.format(x=scale.at(value), bottom=bottom, y=bottom + 18, text=_tick_text(value))
-        for value in scale.ticks()
-    ) + (
-        Markup("")
-        if scale.logarithmic
-        else Markup('<path class="axis" d="M{} 4V{}"/>').format(scale.at(0), bottom)
-    )
+        tick.format(x=scale.at(value), bottom=bottom, y=bottom + 18, text=_tick_text(value)) for value in scale.ticks()
+    ) + (Markup("") if scale.logarithmic else Markup('<path class="axis" d="M{} 4V{}"/>').format(scale.at(0), bottom))
 
 
 def _loss_axes(across: Scale, up: Scale, bottom: float) -> Markup:
-    row = Markup(
-        '<path class="grid" d="M{x} {y}H{end}"/><text class="tick y" x="{left}" y="{low}">{text}</text>'
-    )
+    row = Markup('<path class="grid" d="M{x} {y}H{end}"/><text class="tick y" x="{left}" y="{low}">{text}</text>')
     column = Markup('<text class="tick" x="{}" y="{}">{}</text>')
     rows = [
-        row.format(
-            x=LOSS_LEFT, y=up.at(v), end=WIDTH - 10, left=LOSS_LEFT - 8, low=up.at(v) + 5, text=_tick_text(v)
-        )
+        row.format(x=LOSS_LEFT, y=up.at(v), end=WIDTH - 10, left=LOSS_LEFT - 8, low=up.at(v) + 5, text=_tick_text(v))
         for v in up.ticks()
     ]
     columns = [column.format(across.at(v), bottom + 20, _tick_text(v)) for v in across.ticks() if v == int(v)]
     titles = Markup(
-        '<text class="legend" x="{}" y="14">loss in nats</text>'
-        '<text class="legend end" x="{}" y="{}">step</text>'
+        '<text class="legend" x="{}" y="14">loss in nats</text><text class="legend end" x="{}" y="{}">step</text>'
     )
     return Markup("").join((*rows, *columns)) + titles.format(0, WIDTH - 10, bottom + 40)
 
@@ -195,9 +179,7 @@ def _kept(across: Scale, kept_step: int, bottom: float) -> Markup:
         '<text class="legend {side}" x="{at}" y="{y}">kept: step {step}</text>'
     )
     at = x - 7 if side == "end" else x + 7
-    return mark.format(
-        x=x, top=LOSS_TOP, bottom=bottom, side=side, at=at, y=LOSS_TOP + 14, step=count(kept_step)
-    )
+    return mark.format(x=x, top=LOSS_TOP, bottom=bottom, side=side, at=at, y=LOSS_TOP + 14, step=count(kept_step))
 
 
 def _line(name: str, points: list[tuple[int, float]], across: Scale, up: Scale) -> Markup:
@@ -209,9 +191,9 @@ def _line(name: str, points: list[tuple[int, float]], across: Scale, up: Scale) 
 
 def _validation_point(step: int, loss: float, across: Scale, up: Scale) -> Markup:
     x, y = across.at(step), up.at(loss)
-    return Markup(
-        '<path class="diamond" d="M{} {}l6 6l-6 6l-6 -6z"><title>step {}: {}</title></path>'
-    ).format(x, round(y - 6, 2), count(step), nats(loss))
+    return Markup('<path class="diamond" d="M{} {}l6 6l-6 6l-6 -6z"><title>step {}: {}</title></path>').format(
+        x, round(y - 6, 2), count(step), nats(loss)
+    )
 
 
 def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

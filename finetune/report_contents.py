@@ -38,9 +38,7 @@ CONTENDER_LABELS: dict[str, str] = {
 
 class _Part(BaseModel):
     # JSON has no infinity: a perplexity that overflows would be written as null and not be read again.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
 
 class ContenderScores(_Part):

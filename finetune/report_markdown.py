@@ -91,9 +91,7 @@ def _pair(pair: SamplePair, headline: str) -> str:
     blocks = [f"### {plain(pair.sample)}", "Prompt", fenced(pair.prompt), "Reference", fenced(pair.reference)]
     for answer in pair.answers:
         mark = answer_mark(answer, headline)
-        blocks.append(
-            f"{contender_label(answer.contender)} **{mark}**" if mark else contender_label(answer.contender)
-        )
+        blocks.append(f"{contender_label(answer.contender)} **{mark}**" if mark else contender_label(answer.contender))
         blocks.append(fenced(answer_text(answer)))
     return "\n\n".join(blocks)
 

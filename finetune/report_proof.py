@@ -25,8 +25,7 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
             value=percent(proof.agreement, 2),
             limit=f"≥ {percent(limits.minimum_agreement, 2)}",
             holds=proof.agreement >= limits.minimum_agreement,
-            meaning="Answer tokens for which the saved merge and the adapter on its base rank the same"
-            " token first.",
+            meaning="Answer tokens for which the saved merge and the adapter on its base rank the same token first.",
         ),
         MergeCheck(
             name="gain kept",
@@ -69,9 +68,7 @@ def _losses(proof: MergeProof) -> tuple[MergeCheck, ...]:
     return (
         _figure("loss of the base", f"{nats(proof.nll_base)} nats", "Mean loss of answer tokens, untuned."),
         _figure("loss as trained", f"{nats(proof.nll_as_trained)} nats", "The same, at the end of training."),
-        _figure(
-            "loss of the merge", f"{nats(proof.nll_merged)} nats", "The same, as saved and loaded again."
-        ),
+        _figure("loss of the merge", f"{nats(proof.nll_merged)} nats", "The same, as saved and loaded again."),
     )
 
 

@@ -204,6 +204,4 @@ def _duplicates_table(report: Report) -> Table:
         for found in duplicates[:SHOWN_DUPLICATES]
     )
     note = f"{count(len(rows))} of {count(len(duplicates))} listed; report.json has all."
-    return Table(
-        "Held-out rows among the training rows", ("held out", "training", "equal", "part"), rows, note
-    )
+    return Table("Held-out rows among the training rows", ("held out", "training", "equal", "part"), rows, note)

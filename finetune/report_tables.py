@@ -134,9 +134,7 @@ def validation_table(report: Report) -> Table:
         if step.validation_loss is not None
     )
     examples = report.audit.validation.examples if report.audit.validation else 0
-    note = (
-        f"Mean negative log-likelihood of the labelled tokens in nats, n = {count(examples)} validation rows."
-    )
+    note = f"Mean negative log-likelihood of the labelled tokens in nats, n = {count(examples)} validation rows."
     return Table("Validation loss", ("measured at", "loss", ""), rows, note)
 
 
@@ -176,9 +174,7 @@ def _metrics(task: TaskReport) -> tuple[str, ...]:
 def _score(metric: str, estimate: Estimate | None) -> Cell:
     if estimate is None:
         return number("–")
-    return number(
-        metric_value(metric, estimate.value), f"{interval(metric, estimate)}, n {count(estimate.n)}"
-    )
+    return number(metric_value(metric, estimate.value), f"{interval(metric, estimate)}, n {count(estimate.n)}")
 
 
 def _scores_note(metrics: tuple[str, ...]) -> str:

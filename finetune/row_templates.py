@@ -88,9 +88,7 @@ def check_columns(template: RowTemplate, columns: Mapping[str, str]) -> None:
             )
 
 
-def to_conversation(
-    template: RowTemplate, values: Mapping[str, JsonValue], columns: Mapping[str, str]
-) -> Conversation:
+def to_conversation(template: RowTemplate, values: Mapping[str, JsonValue], columns: Mapping[str, str]) -> Conversation:
     """Make the conversation of one row; `columns` says which source column stands for one of the template's.
 
     Raises:
@@ -98,10 +96,7 @@ def to_conversation(
         DataError: `columns` names a column that the template does not have.
     """
     check_columns(template, columns)
-    read = {
-        name: _read_column(column, columns.get(name, name), values)
-        for name, column in template.columns.items()
-    }
+    read = {name: _read_column(column, columns.get(name, name), values) for name, column in template.columns.items()}
     if isinstance(template, MessagesTemplate):
         conversation = Conversation(messages=_listed_messages(template, read))
     else:
@@ -126,9 +121,7 @@ def _read_column(column: Column, source: str, values: Mapping[str, JsonValue]) -
     if column.type == "text_or_integer" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, list if column.type == "list" else str):
-        raise RowUnusable(
-            "wrong_type", f"the column {source!r} holds {type(value).__name__}, expected {column.type}"
-        )
+        raise RowUnusable("wrong_type", f"the column {source!r} holds {type(value).__name__}, expected {column.type}")
     return value
 
 
@@ -175,9 +168,7 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 

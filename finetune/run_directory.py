@@ -108,7 +108,9 @@ class RunDirectory:
         marker = self.marker(stage)
         if marker is None:
             return "not finished yet"
-        changed = sorted(name for name in inputs.keys() | marker.inputs.keys() if inputs.get(name) != marker.inputs.get(name))
+        changed = sorted(
+            name for name in inputs.keys() | marker.inputs.keys() if inputs.get(name) != marker.inputs.get(name)
+        )
         if changed:
             return f"{', '.join(changed)} changed"
         for name, sha256 in marker.outputs.items():
@@ -157,7 +159,9 @@ class RunDirectory:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise MachineError(
-                    f"process {holder} is working on this run", where=str(self.folder), hint="wait for it, or use --out"
+                    f"process {holder} is working on this run",
+                    where=str(self.folder),
+                    hint="wait for it, or use --out",
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))

@@ -70,18 +70,14 @@ def render(source: str, columns: Mapping[str, JsonValue]) -> str:
             if length > LONGEST_OUTPUT:
                 raise RowUnusable("too_large", f"a message of more than {LONGEST_OUTPUT} characters")
     except (TemplateError, TypeError, ValueError) as error:
-        raise RowUnusable(
-            "not_rendered", f"the template fails on this row: {type(error).__name__}"
-        ) from error
+        raise RowUnusable("not_rendered", f"the template fails on this row: {type(error).__name__}") from error
     return "".join(parts)
 
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     # What stands in a column is text for a model: nothing is escaped, and no line break is eaten.
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-    )
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.globals.clear()
     environment.filters = {name: environment.filters[name] for name in _FILTERS}
     return environment

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from evaluation.baselines import classical_answers, question_text
 from evaluation.files import read_jsonl_lines, staged_folder
@@ -18,7 +20,7 @@ from finetune.console import Reporter
 from finetune.recipe import Recipe
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 
-CLASSICAL = ("majority", "tfidf")
+CLASSICAL: tuple[Literal["majority", "tfidf"], ...] = ("majority", "tfidf")
 """The two baselines that stand for `baseline` in a recipe."""
 
 
@@ -32,9 +34,7 @@ class Contender:
     adapter_sha256: str | None = None
 
 
-def score_contenders(
-    recipe: Recipe, run: RunDirectory, models: Sequence[Contender], reporter: Reporter
-) -> None:
+def score_contenders(recipe: Recipe, run: RunDirectory, models: Sequence[Contender], reporter: Reporter) -> None:
     """Score the recipe's contenders on its tasks and write evaluation/."""
     tasks = [_load(name, run) for name in recipe.evaluation.tasks]
     wanted = recipe.evaluation.contenders
@@ -90,7 +90,11 @@ def _score_baselines(tasks: Sequence[LoadedTask], run: RunDirectory, seed: int) 
     scored = []
     for name in CLASSICAL:
         identity = Identity(
-            contender=name, model_sha256=None, task_sha256=held_out.sha256, seed=seed, versions=installed_versions()
+            contender=name,
+            model_sha256=None,
+            task_sha256=held_out.sha256,
+            seed=seed,
+            versions=installed_versions(),
         )
         scored.append(score_classical(classical_answers(name, pairs, questions), held_out, identity))
     return scored

@@ -20,9 +20,7 @@ _HINT = "delete it and revoke it; tokens come from `hf auth login` or the enviro
 def secrets_in_text(text: str) -> list[Finding]:
     """Lines, comments among them, that hold what looks like a token or a password in an address."""
     lines = text.splitlines()
-    return [
-        Finding((), _WHAT, _HINT, line) for line, content in enumerate(lines, 1) if _SECRET.search(content)
-    ]
+    return [Finding((), _WHAT, _HINT, line) for line, content in enumerate(lines, 1) if _SECRET.search(content)]
 
 
 def secrets_in_overrides(overrides: Sequence[str]) -> list[Finding]:

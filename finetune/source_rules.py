@@ -14,9 +14,7 @@ Origin = Literal["pypi", "hub", "url", "file"]
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
-_PYPI = re.compile(
-    r"pypi:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*/(?P<path>.+)"
-)
+_PYPI = re.compile(r"pypi:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*/(?P<path>.+)")
 _HUB_DATA = re.compile(r"hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Names that stand for devices in any folder of a Windows file system.
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
@@ -42,9 +40,7 @@ def base_is_readable(recipe: Recipe) -> list[Finding]:
     if kind == "hub":
         return [Finding(at, "`hub:` is for data sets", f"write {model.removeprefix('hub:')}")]
     if kind == "url":
-        return [
-            Finding(at, "is an address", "write the hub id (org/name), or download it and name the folder")
-        ]
+        return [Finding(at, "is an address", "write the hub id (org/name), or download it and name the folder")]
     if ending in PICKLES:
         what = f"{ending} is a pickle, which can run code when it is loaded"
         return [Finding(at, what, "name a hub model or folder with .safetensors files, or a GGUF file")]
@@ -95,9 +91,7 @@ def _misnamed(source: Source, at: KeyPath) -> list[Finding]:
         return [Finding(at, "is an address", hint)]
     if kind == "hub":
         unpinned = [] if source.revision else [_no_revision(at)]
-        malformed = (
-            [] if _HUB_DATA.fullmatch(name) else [Finding(at, "is not a hub data set", "write hub:org/name")]
-        )
+        malformed = [] if _HUB_DATA.fullmatch(name) else [Finding(at, "is not a hub data set", "write hub:org/name")]
         return [*malformed, *unpinned]
     unhashed = [_no_hash(at)] if kind == "pypi" and source.sha256 is None else []
     unsafe = _unsafe_wheel_path(name, at) if kind == "pypi" else []
@@ -118,11 +112,7 @@ def _unreadable_file(source: Source, at: KeyPath) -> list[Finding]:
 def _idle_keys(source: Source, at: KeyPath) -> list[Finding]:
     on_hub = origin(source.source) == "hub"
     values = {"revision": source.revision, "split": source.split}
-    idle = [
-        (key, "only a hub data set has one")
-        for key, value in values.items()
-        if value is not None and not on_hub
-    ]
+    idle = [(key, "only a hub data set has one") for key, value in values.items() if value is not None and not on_hub]
     if on_hub and source.builder is not None:
         idle.append(("builder", "a hub data set has rows already"))
     return [Finding((*at, key), f"has no effect: {why}", "delete it") for key, why in idle]
@@ -146,9 +136,7 @@ def _not_gguf(model: str, at: KeyPath) -> list[Finding]:
 
 
 def _no_hash(at: KeyPath) -> Finding:
-    return Finding(
-        at, "needs a sha256: what `pypi:` fetches is checked before anything reads it", "add `sha256:`"
-    )
+    return Finding(at, "needs a sha256: what `pypi:` fetches is checked before anything reads it", "add `sha256:`")
 
 
 def _no_revision(at: KeyPath) -> Finding:

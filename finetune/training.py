@@ -16,11 +16,11 @@ import torch.distributed
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from evaluation.files import STAGING_PREFIX, staged_folder, write_model
 from evaluation.inference import LanguageModel
-from evaluation.model import ModelSpec, Quantization, load_model, load_tokenizer
+from evaluation.model import ModelSpec, Quantization, load_base, load_tokenizer
 from evaluation.rendering import IGNORE, Renderer
 from finetune.adapter import (
     adapter_hash,
@@ -71,7 +71,7 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
 
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
-    model = build_adapter(load_model(_base_spec(job, choices)), recipe.adapter, recipe.seed)
+    model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
 
     examples = load_examples(job.run.data / "train.arrow")
     lengths = [len(ids) for ids in examples["input_ids"]]
@@ -149,7 +149,12 @@ def _base_spec(job: TrainingJob, choices: Choices) -> ModelSpec:
 def _plan(recipe: Recipe, lengths: Sequence[int], devices: int) -> BatchPlan:
     training = recipe.training
     return plan_batches(
-        lengths, training.tokens_per_step, training.tokens_per_micro_batch, devices, training.epochs, recipe.seed
+        lengths,
+        training.tokens_per_step,
+        training.tokens_per_micro_batch,
+        devices,
+        training.epochs,
+        recipe.seed,
     )
 
 
@@ -160,7 +165,11 @@ def _tokens_by_step(plan: BatchPlan, lengths: Sequence[int]) -> list[int]:
 
 
 def _summarize(
-    job: TrainingJob, choices: Choices, trained_on: tuple[Dataset, BatchPlan], learned: Learned, model: PeftModel
+    job: TrainingJob,
+    choices: Choices,
+    trained_on: tuple[Dataset, BatchPlan],
+    learned: Learned,
+    model: PeftModel,
 ) -> TrainingSummary:
     examples, plan = trained_on
     seen = [i for batch in plan.micro_batches[: learned.steps * plan.micro_batches_per_step] for i in batch]
@@ -188,7 +197,8 @@ def _summarize(
 def _check_processes(job: TrainingJob, arguments: SFTConfig) -> None:
     if arguments.world_size != job.devices:
         raise MachineError(
-            f"{job.devices} processes were asked for and {arguments.world_size} are running", where="training.devices"
+            f"{job.devices} processes were asked for and {arguments.world_size} are running",
+            where="training.devices",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from finetune.batches import BatchPlan
 from finetune.capabilities import Choices

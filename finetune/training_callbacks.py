@@ -19,7 +19,7 @@ from finetune.errors import TrainingStopped
 from finetune.records import StepMetrics
 
 
-class GradientGuard(TrainerCallback):  # type: ignore[misc]
+class GradientGuard(TrainerCallback):
     """Stops the run before an update with a gradient that is not finite, or with none at all."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -63,7 +63,7 @@ class ValidationLog:
         return sum(step > self.best_step for step in self.losses)
 
 
-class Validator(TrainerCallback):  # type: ignore[misc]
+class Validator(TrainerCallback):
     """Measures the validation loss at given steps, keeps the best adapter, stops when patience is used up."""
 
     def __init__(
@@ -90,10 +90,12 @@ class Validator(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-class Recorder(TrainerCallback):  # type: ignore[misc]
+class Recorder(TrainerCallback):
     """Writes one line of metrics for every step and moves the bar."""
 
-    def __init__(self, file: Path, tokens_by_step: Sequence[int], bar: TrainingBar, validation: ValidationLog | None) -> None:
+    def __init__(
+        self, file: Path, tokens_by_step: Sequence[int], bar: TrainingBar, validation: ValidationLog | None
+    ) -> None:
         """Write to `file`; `tokens_by_step` are the tokens without padding of each step."""
         self._file = file
         self._tokens_by_step = tokens_by_step
@@ -102,7 +104,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._began = time.perf_counter()
         self.steps: list[StepMetrics] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
 

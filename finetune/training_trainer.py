@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from evaluation.inference import pad_examples
 from evaluation.rendering import IGNORE, Example
@@ -45,12 +46,24 @@ class SummedLoss:
 class RecipeTrainer(SFTTrainer):
     """TRL's SFTTrainer with our batches and our loss."""
 
-    def __init__(self, model: Any, args: SFTConfig, train_dataset: Any, batching: Batching, choices: Choices, **trl: Any):
+    def __init__(
+        self,
+        model: Any,
+        args: SFTConfig,
+        train_dataset: Any,
+        batching: Batching,
+        choices: Choices,
+        **trl: Any,
+    ):
         """Take a model with its adapter, and examples with `input_ids` and `labels`; `trl` goes to TRL as it is."""
         self._batching = batching
         self._choices = choices
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, data_collator=_Collator(batching.padding), **trl
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=_Collator(batching.padding),
+            **trl,
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss is a sum over all labelled tokens of the step
@@ -61,7 +74,7 @@ class RecipeTrainer(SFTTrainer):
         """Return this process's micro-batches, in the order of the plan."""
         batching = self._batching
         return DataLoader(
-            self.train_dataset,
+            cast(Any, self.train_dataset),
             batch_sampler=batching.plan.for_rank(batching.rank, batching.world_size),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -76,7 +89,7 @@ class RecipeTrainer(SFTTrainer):
             TrainingStopped: the loss is not finite; no update has been made with it.
         """
         if self._choices.loss == "trl_fused":
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         else:
             # DDP averages gradients over processes, and the divisor counts the tokens of all of them.
             loss = model(**inputs).loss / num_items_in_batch * self.accelerator.num_processes
@@ -108,9 +121,11 @@ def _sum_loss_in_forward(model: PreTrainedModel) -> None:
     """Replace the forward of the causal model, as TRL does, so that DDP sees the loss come out of its module."""
 
     def forward(
-        self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **peft_fills: None
+        self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_peft_fills: None
     ) -> SummedLoss:
-        hidden_BTD = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden_BTD = self.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
         hidden_ND, targets_N = shift(hidden_BTD, labels, IGNORE)
         return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N).sum())
 

@@ -22,7 +22,7 @@ _MAY_FOLLOW: dict[Role | None, tuple[Role, ...]] = {
 }
 
 
-class RowUnusable(Exception):  # noqa: N818 - a verdict on a row, not a failure of the program
+class RowUnusable(Exception):
     """A row that no conversation can be made of: it is set aside, with a short code and what exactly."""
 
     def __init__(self, reason: str, detail: str) -> None:
