@@ -18,7 +18,7 @@ from peft import PeftModel
 from rich.console import Console
 from trl.trainer.sft_config import SFTConfig
 
-from evaluation.files import STAGING_PREFIX, staged_folder, write_model
+from evaluation.files import staged_folder, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import ModelSpec, Quantization, load_base, load_tokenizer
 from evaluation.rendering import IGNORE, Renderer
@@ -66,7 +66,7 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
     """
     recipe, machine = job.recipe, this_machine()
     choices = choose(machine, recipe.base.dtype)
-    arguments = build_arguments(recipe, job.run.folder / f"{STAGING_PREFIX}trainer", choices, cuda=machine.cuda)
+    arguments = build_arguments(recipe, job.run.training, choices, cuda=machine.cuda)
     _check_processes(job, arguments)
 
     reporter.say("  loading the base")
@@ -79,11 +79,11 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
     apply_plan(arguments, plan, recipe, job.devices)
 
     batching = Batching(plan, arguments.process_index, job.devices, renderer.stop_ids()[0])
-    trainer = RecipeTrainer(model, arguments, examples, batching, choices, processing_class=renderer.tokenizer)
-    keep_in_fp32(model)
-
     writes = arguments.process_index == 0
     with _output(job.run.training, writes) as training_folder:
+        arguments.output_dir = str(training_folder)  # the files of a tracker stay with the metrics
+        trainer = RecipeTrainer(model, arguments, examples, batching, choices, processing_class=renderer.tokenizer)
+        keep_in_fp32(model)
         metrics = _Metrics(training_folder / "metrics.jsonl", _tokens_by_step(plan, lengths))
         learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
         with _output(job.run.adapter, writes) as adapter_folder:
@@ -117,7 +117,7 @@ def _learn(
     restore_forward(model.causal_lm)
     model.model.eval()
     done = trainer.state.global_step
-    check_moved(model.model, first, done)
+    check_moved(model.model, first, done - min(1, trainer.args.warmup_steps))  # a warm-up begins with rate 0
     if validator is None or job.recipe.training.keep == "last":
         return Learned(done, done, recorder.steps[-1].seconds)
     restore_adapter(model.model, validator.log.best_weights)

@@ -68,4 +68,5 @@ def apply_plan(arguments: SFTConfig, plan: BatchPlan, recipe: Recipe, world_size
     """Set what follows from the batch plan: steps, accumulation, warm-up."""
     arguments.max_steps = plan.steps
     arguments.gradient_accumulation_steps = plan.micro_batches_per_step // world_size
-    arguments.warmup_steps = math.ceil(plan.steps * recipe.training.warmup_fraction)
+    # The first step of a warm-up has rate 0, so a single step goes without.
+    arguments.warmup_steps = min(math.ceil(plan.steps * recipe.training.warmup_fraction), plan.steps - 1)
