@@ -14,7 +14,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -99,16 +99,19 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
             hint="pickled weights are not read; convert them with transformers' save_pretrained",
         )
     transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        spec.path,
-        dtype=DTYPES[spec.dtype],
-        quantization_config=_quantization_config(spec.quantization, DTYPES[spec.dtype]),
-        device_map={"": choose_device(spec.device)},
-        attn_implementation=spec.attention,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            dtype=DTYPES[spec.dtype],
+            quantization_config=_quantization_config(spec.quantization, DTYPES[spec.dtype]),
+            device_map={"": choose_device(spec.device)},
+            attn_implementation=spec.attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except SafetensorError as error:
+        raise DataError(f"the weights cannot be read: {_first_line(error)}", where=str(spec.path)) from error
     keep_cpu_weights_unpacked(model)
     return cast(PreTrainedModel, model.eval())
 
@@ -179,7 +182,7 @@ def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise DataError("no adapter_model.safetensors in this folder", where=str(folder))
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, low_cpu_mem_usage=False)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise DataError(f"the adapter does not fit the base: {_first_line(error)}", where=str(folder)) from error
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     with safe_open(file, framework="pt") as weights:
