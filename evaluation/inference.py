@@ -20,10 +20,13 @@ from evaluation.errors import TaskError
 from evaluation.model import ModelSpec, assert_unpacked, causal_lm_of, load_model, load_tokenizer
 from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
-from evaluation.token_loss import labelled_nll, shift
+from evaluation.token_loss import labelled_nll, log_probabilities, shift
 
 BATCH_TOKENS = 4096
 """Tokens (with padding) held at a time in a scoring pass; a knob for memory alone."""
+
+GENERATION_TOKENS = 16384
+"""The same while answers are written: each step reads all weights, so that more rows at once cost little."""
 
 Advance = Callable[[int], None]
 """Told the number of samples that were just finished, for a progress bar."""
@@ -76,7 +79,7 @@ class LanguageModel:
         ids = [self.renderer.prompt(prompt) for prompt in prompts]
         stops = self.renderer.stop_ids()
         answers: dict[int, Generated] = {}
-        for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in ids], BATCH_TOKENS):
+        for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in ids], GENERATION_TOKENS):
             width = max(len(ids[i]) for i in batch)
             padded = [[stops[0]] * (width - len(ids[i])) + list(ids[i]) for i in batch]
             mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch]
@@ -163,9 +166,9 @@ class LanguageModel:
             attention_mask=batch.attention_B1TT.to(device),
             use_cache=False,
         ).last_hidden_state
-        rows, columns = batch.predictor_rows_N.to(device), batch.predictor_columns_N.to(device)
-        nll_N = labelled_nll(hidden_BTD[rows, columns], self.head(), batch.targets_N.to(device)).double()
-        sums = [-float(part.sum()) for part in nll_N.split(list(batch.answer_lengths))]
+        hidden_UD = hidden_BTD[batch.rows_U.to(device), batch.columns_U.to(device)]
+        found_N = log_probabilities(hidden_UD, self.head(), batch.predictor_N.to(device), batch.targets_N.to(device))
+        sums = [float(part.sum()) for part in found_N.double().split(list(batch.answer_lengths))]
         width = len(trees[0].answers)
         return [sums[i * width : (i + 1) * width] for i in range(len(trees))]
 

@@ -1,8 +1,9 @@
-"""All options of a choice in one pass: branches of a tree on the prompt.
+"""All options of a choice in one pass: a tree whose root is the prompt.
 
-The prompt is written once, the options one after another behind it. Each option's tokens stand at the positions right
-after the prompt and see the prompt and their own option alone, so that every log-likelihood is what it would be with
-that option by itself, at the cost of one prompt instead of one per option.
+The prompt is written once, and behind it the options, those with the same beginning sharing it. Each token of an
+option stands at the position that it would have right after the prompt, and sees the prompt and its own option alone,
+so that every log-likelihood is what it would be with that option by itself, at the cost of one prompt instead of one
+per option.
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OptionTree:
-    """A prompt with its options behind it."""
+    """A prompt with its options behind it; a column is an index into `input_ids`."""
 
     input_ids: tuple[int, ...]
-    """The prompt, then each option without its last token, which nothing needs to follow."""
+    """The prompt, then every beginning that an option has, each once; last tokens are not needed to be read."""
     prompt_length: int
+    parents: tuple[int, ...]
+    """For every column behind the prompt: the column that it follows."""
     answers: tuple[tuple[int, ...], ...]
+    predictors: tuple[tuple[int, ...], ...]
+    """For every token of every answer: the column whose hidden state predicts it."""
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees padded to one width T; N counts the answer tokens of all options of all trees, in order."""
+    """Trees padded to one width T; U counts the predicting columns of all trees, N the answer tokens, in order."""
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     attention_B1TT: Tensor
     """0 where a token may look, the lowest number of the type where it may not."""
-    predictor_rows_N: Tensor
-    predictor_columns_N: Tensor
-    """Where the hidden state stands that predicts each target."""
+    rows_U: Tensor
+    columns_U: Tensor
+    """Where the hidden states stand that predict something."""
+    predictor_N: Tensor
+    """Which of the U predicts each token."""
     targets_N: Tensor
     answer_lengths: tuple[int, ...]
 
@@ -43,8 +50,23 @@ def build_option_tree(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -
     """Lay out a prompt and its options; every option has at least one token."""
     assert prompt
     assert all(answers)
-    branches = tuple(token for answer in answers for token in answer[:-1])
-    return OptionTree((*prompt, *branches), len(prompt), tuple(tuple(answer) for answer in answers))
+    tokens, parents = list(prompt), []
+    column_of: dict[tuple[int, int], int] = {}
+    predictors = []
+    for answer in answers:
+        column = len(prompt) - 1
+        path = [column]
+        for token in answer[:-1]:
+            if (column, token) not in column_of:
+                column_of[column, token] = len(tokens)
+                tokens.append(token)
+                parents.append(column)
+            column = column_of[column, token]
+            path.append(column)
+        predictors.append(tuple(path))
+    return OptionTree(
+        tuple(tokens), len(prompt), tuple(parents), tuple(tuple(answer) for answer in answers), tuple(predictors)
+    )
 
 
 def pad_trees(trees: Sequence[OptionTree], padding: int, dtype: torch.dtype) -> TreeBatch:
@@ -53,28 +75,36 @@ def pad_trees(trees: Sequence[OptionTree], padding: int, dtype: torch.dtype) -> 
     ids = torch.full((len(trees), width), padding)
     positions = torch.zeros((len(trees), width), dtype=torch.long)
     visible = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
-    rows: list[int] = []
-    columns: list[int] = []
+    predicting: list[tuple[int, int]] = []
+    predictor: list[int] = []
     for row, tree in enumerate(trees):
-        length = len(tree.input_ids)
-        ids[row, :length] = torch.tensor(tree.input_ids)
-        positions[row, : tree.prompt_length] = torch.arange(tree.prompt_length)
-        visible[row, :length, : tree.prompt_length] |= torch.ones(length, tree.prompt_length, dtype=torch.bool).tril()
-        start = tree.prompt_length
-        for answer in tree.answers:
-            stop = start + len(answer) - 1
-            positions[row, start:stop] = torch.arange(tree.prompt_length, tree.prompt_length + stop - start)
-            visible[row, start:stop, start:stop] |= torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
-            columns += [tree.prompt_length - 1, *range(start, stop)]
-            rows += [row] * len(answer)
-            start = stop
+        ids[row, : len(tree.input_ids)] = torch.tensor(tree.input_ids)
+        positions[row, : len(tree.input_ids)], seen = _positions_and_sight(tree)
+        visible[row, : len(tree.input_ids), : len(tree.input_ids)] = seen
+        columns = sorted({column for path in tree.predictors for column in path})
+        number = {column: len(predicting) + i for i, column in enumerate(columns)}
+        predicting += [(row, column) for column in columns]
+        predictor += [number[column] for path in tree.predictors for column in path]
     attention = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
     return TreeBatch(
         input_ids_BT=ids,
         position_ids_BT=positions,
         attention_B1TT=attention[:, None],
-        predictor_rows_N=torch.tensor(rows),
-        predictor_columns_N=torch.tensor(columns),
+        rows_U=torch.tensor([row for row, _ in predicting]),
+        columns_U=torch.tensor([column for _, column in predicting]),
+        predictor_N=torch.tensor(predictor),
         targets_N=torch.tensor([token for tree in trees for answer in tree.answers for token in answer]),
         answer_lengths=tuple(len(answer) for tree in trees for answer in tree.answers),
     )
+
+
+def _positions_and_sight(tree: OptionTree) -> tuple[Tensor, Tensor]:
+    """Return the position of every column (T,), and which columns it sees (T, T): its ancestors and itself."""
+    length = len(tree.input_ids)
+    positions = list(range(tree.prompt_length))
+    seen = torch.eye(length, dtype=torch.bool)
+    seen[: tree.prompt_length, : tree.prompt_length] = torch.ones(tree.prompt_length, tree.prompt_length).tril().bool()
+    for column, parent in enumerate(tree.parents, start=tree.prompt_length):
+        positions.append(positions[parent] + 1)
+        seen[column] |= seen[parent]
+    return torch.tensor(positions), seen

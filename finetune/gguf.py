@@ -14,11 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from evaluation.files import staged_folder
-from finetune.cache import gguf_entry, locked
+from finetune.cache import CONVERTER_VERSION, gguf_entry, locked
 from finetune.errors import DataError
-
-CONVERTER_VERSION = 1
-"""Part of the cache key: raised when the same file would be converted differently."""
 
 _MAGIC = b"GGUF"
 # What transformers' reader raises on a damaged file: it checks no more than the first four bytes itself.

@@ -18,6 +18,14 @@ from finetune.console import Reporter
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
+from finetune.merging_limits import (
+    agreement_holds,
+    allowed_disagreements,
+    differs_from_base,
+    disagreements,
+    gain_holds,
+    logits_hold,
+)
 from finetune.merging_proof import (
     Probe,
     agreement,
@@ -33,12 +41,6 @@ from finetune.run_directory import RunDirectory
 
 PROBE_ROWS_WITHOUT_VALIDATION = 64
 """Training rows that the proof is made on where there are no validation rows."""
-
-LARGEST_RELATIVE_LOGIT_DIFFERENCE = 1e-5
-"""Limit on folded against unfolded in fp32, relative to the largest logit (fp32 itself rounds at 6e-8 a step)."""
-
-LEAST_KL_TO_BASE = 1e-6
-"""A merge nearer to the untuned base than this, in nats, has folded nothing in."""
 
 
 @dataclass(frozen=True)
@@ -143,29 +145,24 @@ def _gain_kept(base: float, trained: float, merged: float) -> float:
 
 
 def _check(proof: MergeProof, limits: Merge) -> None:
-    """Refuse a merge that is past a limit.
-
-    One answer token may disagree however few there are: a tie between two tokens is broken by rounding.
-    """
-    allowed = max(1, int((1 - limits.minimum_agreement) * proof.probe_tokens))
-    disagreeing = round((1 - proof.agreement) * proof.probe_tokens)
+    """Refuse a merge that is past a limit."""
     where = "merge"
-    if proof.max_logit_difference > LARGEST_RELATIVE_LOGIT_DIFFERENCE * max(1.0, proof.logit_scale):
+    if not logits_hold(proof):
         raise ProofFailed(
             f"folded and unfolded logits differ by {proof.max_logit_difference:.2e} in fp32, at a scale of"
             f" {proof.logit_scale:.1f}",
             where=where,
         )
-    if disagreeing > allowed:
+    if not agreement_holds(proof, limits):
         raise ProofFailed(
-            f"the saved merge and its adapter disagree on {disagreeing} of {proof.probe_tokens} answer tokens,"
-            f" {allowed} are allowed",
+            f"the saved merge and its adapter disagree on {disagreements(proof)} of {proof.probe_tokens} answer tokens,"
+            f" {allowed_disagreements(proof, limits)} are allowed",
             where=where,
             hint="save in a wider type (merge.dtype), or lower merge.minimum_agreement if you accept it",
         )
-    if proof.kl_to_base < LEAST_KL_TO_BASE:
+    if not differs_from_base(proof):
         raise ProofFailed("the merge equals the untuned base: nothing was folded in", where=where)
-    if proof.gain_kept < limits.minimum_gain_kept:
+    if not gain_holds(proof, limits):
         raise ProofFailed(
             f"the merge keeps {proof.gain_kept:.1%} of the fall in validation loss, the limit is"
             f" {limits.minimum_gain_kept:.1%} (base {proof.nll_base:.4f}, as trained {proof.nll_as_trained:.4f},"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
@@ -16,7 +16,7 @@ from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import describe_environment, peak_memory_bytes, versions
 from finetune.prepare_rows import held_out_source
-from finetune.recipe import Recipe
+from finetune.recipe import Base, Recipe
 from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
@@ -29,10 +29,13 @@ Inputs = dict[str, str]
 class Lock(BaseModel):
     """recipe.lock.json: what the recipe's names stood for when it was run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     recipe_sha256: str
     base: str
+    """What was used, pinned: a hub model has its commit behind an @."""
+    base_revision: str | None
+    """What the recipe asked for."""
     base_sha256: str
     base_origin: str
     sources: dict[str, str]
@@ -83,7 +86,7 @@ def run_recipe(
 def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter) -> Run:
     """Fetch and hash what the recipe names, and write it down."""
     recipe = loaded.recipe
-    base = resolve_base(recipe.base, cache, reporter.say)
+    base = resolve_base(_pinned(recipe.base, directory), cache, reporter.say)
     own = held_out_source(recipe.data)
     sources = {
         s.source: resolve_source(s, cache, reporter.say).sha256 for s in (*recipe.data.train, *([own] if own else []))
@@ -91,6 +94,7 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     lock = Lock(
         recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
         base=base.identity,
+        base_revision=recipe.base.revision,
         base_sha256=base.sha256,
         base_origin=base.origin,
         sources=sources,
@@ -103,6 +107,18 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     )
     write_model(directory.lock_file, lock)
     return Run(loaded, directory, cache, reporter, base, sources)
+
+
+def _pinned(base: Base, directory: RunDirectory) -> Base:
+    """Return the base at the commit that this run resolved before, so that a branch that moves does not move it."""
+    try:
+        lock = Lock.model_validate_json(directory.lock_file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return base
+    name, _, commit = lock.base.rpartition("@")
+    if name != base.model or lock.base_revision != base.revision:
+        return base
+    return base.model_copy(update={"revision": commit})
 
 
 def _run_stage(run: Run, stage: Stage) -> None:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from finetune.merging_limits import (
+    LARGEST_RELATIVE_LOGIT_DIFFERENCE,
+    LEAST_KL_TO_BASE,
+    agreement_holds,
+    differs_from_base,
+    gain_holds,
+    logits_hold,
+)
 from finetune.recipe import Merge
 from finetune.records import MergeProof
 from finetune.report_contents import MergeCheck
@@ -9,7 +17,7 @@ from finetune.report_figures import nats, percent
 
 
 def merge_checks(proof: MergeProof, limits: Merge) -> tuple[MergeCheck, ...]:
-    """List every figure of the proof; limits are the recipe's, other figures are there to be read."""
+    """List every figure of the proof; those with a limit stopped the run where it did not hold."""
     return (
         *_checks_against_limits(proof, limits),
         *_divergences(proof),
@@ -24,21 +32,28 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
             name="agreement with the adapter",
             value=percent(proof.agreement, 2),
             limit=f"≥ {percent(limits.minimum_agreement, 2)}",
-            holds=proof.agreement >= limits.minimum_agreement,
+            holds=agreement_holds(proof, limits),
             meaning="Answer tokens for which the saved merge and the adapter on its base rank the same token first.",
+        ),
+        MergeCheck(
+            name="largest logit difference",
+            value=f"{proof.max_logit_difference:.2e}",
+            limit=f"≤ {LARGEST_RELATIVE_LOGIT_DIFFERENCE:.0e} × {max(1.0, proof.logit_scale):.1f}, the largest logit",
+            holds=logits_hold(proof),
+            meaning="Folded against unfolded adapter on the same base, both in fp32, before saving.",
         ),
         MergeCheck(
             name="gain kept",
             value=percent(proof.gain_kept, 2),
             limit=f"≥ {percent(limits.minimum_gain_kept, 2)}",
-            holds=proof.gain_kept >= limits.minimum_gain_kept,
+            holds=gain_holds(proof, limits),
             meaning="Share of the fall in loss, base to model as trained, that the saved merge keeps.",
         ),
         MergeCheck(
             name="divergence from the base",
             value=f"{nats(proof.kl_to_base)} nats",
-            limit="> 0",
-            holds=proof.kl_to_base > 0,
+            limit=f"≥ {LEAST_KL_TO_BASE:.0e} nats",
+            holds=differs_from_base(proof),
             meaning="Mean KL divergence of the merge from the untuned base: the merge is not a no-op.",
         ),
     )
@@ -46,11 +61,6 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
 
 def _divergences(proof: MergeProof) -> tuple[MergeCheck, ...]:
     return (
-        _figure(
-            "largest logit difference",
-            f"{proof.max_logit_difference:.2e}",
-            f"Merged against adapter in fp32 before saving, where logits reach ±{proof.logit_scale:.1f}.",
-        ),
         _figure(
             "agreement with the model as trained",
             percent(proof.agreement_as_trained, 2),

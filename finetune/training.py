@@ -117,7 +117,7 @@ def _learn(
     restore_forward(model.causal_lm)
     model.model.eval()
     done = trainer.state.global_step
-    check_moved(model.model, first, done - min(1, trainer.args.warmup_steps))  # a warm-up begins with rate 0
+    check_moved(model.model, first, done - min(1, int(trainer.args.warmup_steps)))  # a warm-up begins with rate 0
     if validator is None or job.recipe.training.keep == "last":
         return Learned(done, done, recorder.steps[-1].seconds)
     restore_adapter(model.model, validator.log.best_weights)
