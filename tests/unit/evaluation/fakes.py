@@ -23,9 +23,7 @@ class FakeModel:
     option_scores: dict[str, list[float]] = field(default_factory=dict)
     passes: list[str] = field(default_factory=list)
 
-    def generate(
-        self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance
-    ) -> list[Generated]:
+    def generate(self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance) -> list[Generated]:
         self.passes.append("generate")
         advance(len(prompts))
         texts = [self.answers[question(prompt)][:max_new_tokens] for prompt in prompts]
@@ -37,9 +35,7 @@ class FakeModel:
         self.passes.append("option_log_likelihoods")
         advance(len(prompts))
         likes = [[-1.0 if one == self.answers[question(p)] else -9.0 for one in options] for p in prompts]
-        return [
-            self.option_scores.get(question(prompt), row) for prompt, row in zip(prompts, likes, strict=True)
-        ]
+        return [self.option_scores.get(question(prompt), row) for prompt, row in zip(prompts, likes, strict=True)]
 
     def answer_losses(
         self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance

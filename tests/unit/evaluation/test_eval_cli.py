@@ -74,9 +74,7 @@ def test_adapter_quantization_name_and_limit_are_recorded(work: Path) -> None:
 
 
 @pytest.mark.parametrize("markdown", [False, True])
-def test_compare_prints_scores_and_differences(
-    work: Path, capsys: pytest.CaptureFixture[str], markdown: bool
-) -> None:
+def test_compare_prints_scores_and_differences(work: Path, capsys: pytest.CaptureFixture[str], markdown: bool) -> None:
     for model in ("base", "tuned"):
         assert evaluation("run", "--model", model, "--task", "quiz.yaml", "--out", "out") == 0
     capsys.readouterr()

@@ -89,7 +89,5 @@ def test_score_table_has_one_row_per_contender() -> None:
     ],
 )
 def test_verdict_knows_which_way_is_better(metric: str, low: float, high: float, verdict: str) -> None:
-    one = Difference(
-        metric=metric, contender="a", against="b", value=(low + high) / 2, n=9, low=low, high=high
-    )
+    one = Difference(metric=metric, contender="a", against="b", value=(low + high) / 2, n=9, low=low, high=high)
     assert verdict in difference_table([one]).rows[0]

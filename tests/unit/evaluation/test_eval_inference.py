@@ -112,8 +112,20 @@ def test_padding_and_sister_options_are_seen_by_none(model: LanguageModel) -> No
     ]  # fmt: skip
     assert batch.answer_lengths == (3, 2, 2)
     assert batch.targets_N.tolist() == [7, 8, 2, 9, 2, 7, 2]
-    assert batch.predictor_columns_N.tolist() == [2, 3, 4, 2, 5, 6, 7]
-    assert batch.predictor_rows_N.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert batch.columns_U[batch.predictor_N].tolist() == [2, 3, 4, 2, 5, 6, 7]
+    assert batch.rows_U[batch.predictor_N].tolist() == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_options_share_their_beginnings_and_are_seen_by_their_own_alone(model: LanguageModel) -> None:
+    tree = build_option_tree((1, 5), ((7, 8, 2), (7, 9, 2), (7, 2), (6, 8, 2)))
+    batch = pad_trees([tree], 2, torch.float32)
+    assert tree.input_ids == (1, 5, 7, 8, 9, 6, 8)  # 7 is there once, 8 once for each way that leads to it
+    assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 3, 2, 3]
+    visible = batch.attention_B1TT[0, 0] == 0
+    assert [row.nonzero().flatten().tolist() for row in visible[2:]] == [
+        [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6],
+    ]  # fmt: skip
+    assert batch.columns_U[batch.predictor_N].tolist() == [1, 2, 3, 1, 2, 4, 1, 2, 1, 5, 6]
 
 
 # ------------------------------------------------------------------ losses

@@ -32,9 +32,7 @@ TRAIN = [
         ("What is blue?", "A shade.", None),
     ],
 )
-def test_the_strongest_overlap_is_reported(
-    asked: str, reference: str, expected: tuple[str, str, str] | None
-) -> None:
+def test_the_strongest_overlap_is_reported(asked: str, reference: str, expected: tuple[str, str, str] | None) -> None:
     found = find_overlaps(TRAIN, [sample(7, asked, reference)], compare_answers=True)
     assert [(one.train, one.kind, one.part) for one in found] == ([expected] if expected else [])
 

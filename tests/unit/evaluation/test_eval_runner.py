@@ -14,9 +14,7 @@ COLOURS = [("sky?", "blue"), ("grass?", "green"), ("sea?", "blue")]
 
 def test_choose_scores_choice_and_text_apart() -> None:
     loaded = loaded_task("choose", COLOURS, ("blue", "green"))
-    model = FakeModel(
-        {"sky?": " blue ", "grass?": "green", "sea?": "Blue"}, option_scores={"sky?": [-1.0, -2.0]}
-    )
+    model = FakeModel({"sky?": " blue ", "grass?": "green", "sea?": "Blue"}, option_scores={"sky?": [-1.0, -2.0]})
     done: list[int] = []
     scored = score(model, loaded, identity("tuned"), done.append)
     metrics = scored.result.metrics

@@ -21,9 +21,7 @@ SCORES = [exact_match, token_f1, rouge_l, chrf]
         ("New  York", "New York", 0.0),
     ],
 )
-def test_exact_match_forgives_ends_and_composition_only(
-    generated: str, reference: str, expected: float
-) -> None:
+def test_exact_match_forgives_ends_and_composition_only(generated: str, reference: str, expected: float) -> None:
     assert exact_match(generated, reference) == expected
 
 
