@@ -119,10 +119,13 @@ class RunDirectory:
         return None
 
     def begin(self, stage: Stage) -> None:
-        """Forget that this stage, and every later one, was finished, and remove what it wrote."""
+        """Forget that this stage, and every later one, was finished, and remove what it wrote and the report.
+
+        A report left standing would speak of an adapter that is no longer there.
+        """
         for later in STAGES[STAGES.index(stage) :]:
             self._marker_file(later).unlink(missing_ok=True)
-        for name in OUTPUTS[stage]:
+        for name in (*OUTPUTS[stage], *OUTPUTS["report"]):
             path = self.folder / name
             if path.is_dir():
                 shutil.rmtree(path)
