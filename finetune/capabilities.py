@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 from evaluation.model import Attention
+from finetune.errors import MachineError
+from finetune.recipe import Tracker
 
 LossPath = Literal["labelled", "trl_fused"]
 Optimizer = Literal["adamw_torch", "paged_adamw_8bit"]
@@ -45,6 +47,16 @@ class Choices:
             "optimizer": self.optimizer,
             "autocast": "bfloat16" if self.bf16_autocast else "off",
         }
+
+
+def require_tracker(tracker: Tracker | None) -> None:
+    """Check that the package of a tracker is installed.
+
+    Raises:
+        MachineError: it is not, and which package to install.
+    """
+    if tracker is not None and find_spec(tracker) is None:
+        raise MachineError(f"{tracker} is not installed", where="tracking", hint=f"pip install {tracker}")
 
 
 def this_machine() -> Machine:

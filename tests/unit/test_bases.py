@@ -114,9 +114,7 @@ def test_pickled_weights_are_refused_with_the_way_out(model_folder: Path) -> Non
         ({"weight_map": []}, "not an object"),
     ],
 )
-def test_an_index_may_only_name_files_beside_it(
-    index: dict[str, object], message: str, model_folder: Path
-) -> None:
+def test_an_index_may_only_name_files_beside_it(index: dict[str, object], message: str, model_folder: Path) -> None:
     (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert message in refusal(model_folder)
 
@@ -173,9 +171,7 @@ def write_gguf(path: Path, architecture: str = "llama") -> dict[str, np.ndarray]
     return tensors
 
 
-def test_a_gguf_file_is_converted_once_without_loss(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gguf_file_is_converted_once_without_loss(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file, cache, said = tmp_path / "tiny.gguf", tmp_path / "cache", []
     tensors = write_gguf(file)
     resolved = resolve_base(base(str(file)), cache, said.append)

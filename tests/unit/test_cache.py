@@ -41,9 +41,7 @@ def test_a_second_process_waits_for_the_lock(tmp_path: Path) -> None:
         "with locked(Path(sys.argv[1])): print('in', flush=True)"
     )
     with locked(entry):
-        other = subprocess.Popen(
-            [sys.executable, "-c", program, str(entry)], stdout=subprocess.PIPE, text=True
-        )
+        other = subprocess.Popen([sys.executable, "-c", program, str(entry)], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(timeout=1)
     said, _ = other.communicate(timeout=20)

@@ -114,9 +114,7 @@ def test_a_branch_is_resolved_and_a_commit_is_taken_as_it_is(endpoint: str) -> N
     assert resolve_revision("org/good", "a" * 40, "model", endpoint="http://127.0.0.1:9") == "a" * 40
 
 
-def test_of_a_model_only_safetensors_and_text_are_fetched_and_only_once(
-    endpoint: str, tmp_path: Path
-) -> None:
+def test_of_a_model_only_safetensors_and_text_are_fetched_and_only_once(endpoint: str, tmp_path: Path) -> None:
     folder = fetch_model("org/good", COMMIT, tmp_path, endpoint=endpoint)
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.model"}
@@ -126,9 +124,7 @@ def test_of_a_model_only_safetensors_and_text_are_fetched_and_only_once(
     assert len(Hub.requests) == asked
 
 
-def test_a_model_with_pickled_weights_alone_is_refused_before_it_is_fetched(
-    endpoint: str, tmp_path: Path
-) -> None:
+def test_a_model_with_pickled_weights_alone_is_refused_before_it_is_fetched(endpoint: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pickled \(pytorch_model\.bin\)[\s\S]*convert"):
         fetch_model("org/pickled", COMMIT, tmp_path, endpoint=endpoint)
     assert not any("/resolve/" in path for path in Hub.requests)
@@ -144,9 +140,7 @@ def test_a_model_with_pickled_weights_alone_is_refused_before_it_is_fetched(
         ("../etc", DataError, "no such repository"),
     ],
 )
-def test_what_the_hub_refuses_comes_with_advice(
-    repo: str, kind: type[Exception], message: str, endpoint: str
-) -> None:
+def test_what_the_hub_refuses_comes_with_advice(repo: str, kind: type[Exception], message: str, endpoint: str) -> None:
     with pytest.raises(kind, match=message):
         resolve_revision(repo, "main", "model", endpoint=endpoint)
 
@@ -197,9 +191,7 @@ def test_once_fetched_a_base_and_a_source_at_a_commit_need_no_network(endpoint: 
         (["train.py", "train.csv"], "train", ["train.csv"]),
     ],
 )
-def test_files_are_chosen_by_the_split_in_their_path(
-    names: list[str], split: str, expected: list[str]
-) -> None:
+def test_files_are_chosen_by_the_split_in_their_path(names: list[str], split: str, expected: list[str]) -> None:
     assert choose_split_files(names, split, "org/rows") == expected
 
 

@@ -51,9 +51,7 @@ def shelf(tmp_path: Path) -> Path:
 
 def leftovers(cache: Path) -> list[str]:
     """List what a fetch left behind beside finished entries."""
-    return [
-        path.name for path in cache.rglob("*") if path.suffix == ".whl" or path.name.startswith(".staging")
-    ]
+    return [path.name for path in cache.rglob("*") if path.suffix == ".whl" or path.name.startswith(".staging")]
 
 
 def test_a_reference_is_read_into_its_parts() -> None:
@@ -146,9 +144,7 @@ def test_a_member_that_is_not_one_plain_file_is_refused(
         fetch_pypi(REFERENCE, SHA256, tmp_path / "cache", print, find_links=folder)
 
 
-def test_a_member_larger_than_allowed_is_refused(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_larger_than_allowed_is_refused(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pypi, "LARGEST_MEMBER", len(CONTENT) - 1)
     with pytest.raises(DataError, match="larger than"):
         fetch_pypi(REFERENCE, SHA256, tmp_path / "cache", print, find_links=shelf)

@@ -243,9 +243,7 @@ def test_problems_of_the_file_come_first_in_its_order(smallest: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "override", ["base.revision=hf_abcdefghijklmnopqrstuv", "hf_abcdefghijklmnopqrstuv=1"]
-)
+@pytest.mark.parametrize("override", ["base.revision=hf_abcdefghijklmnopqrstuv", "hf_abcdefghijklmnopqrstuv=1"])
 def test_secrets_in_overrides_are_refused_and_not_repeated(smallest: Path, override: str) -> None:
     found = problems(str(smallest), override)
     assert any(problem.what == "this looks like a secret" for problem in found)
@@ -307,9 +305,7 @@ Line = tuple[Path_, str]
 
 def written_out(value: JsonValue, path: Path_ = (), indent: int = 0) -> list[Line]:
     """One line for each key and list item, with its path."""
-    entries = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     lines: list[Line] = []
     for key, child in entries:
         at = (*path, key)

@@ -179,9 +179,7 @@ def test_paths_in_wheels_are_refused_here_and_by_the_module_that_fetches(smalles
 @pytest.mark.parametrize("device", ["NUL", "con.jsonl", "a/LPT1.jsonl", "aux/rows.jsonl"])
 def test_device_names_are_refused(smallest: str, device: str) -> None:
     with pytest.raises(RecipeError, match="inside the wheel"):
-        load_recipe(
-            smallest, [f"data.train.0.source=pypi:wheel==1.0/{device}", f"data.train.0.sha256={HASH}"]
-        )
+        load_recipe(smallest, [f"data.train.0.source=pypi:wheel==1.0/{device}", f"data.train.0.sha256={HASH}"])
 
 
 @pytest.mark.parametrize("reference", ["wheel==1.0/a.jsonl", "A_b.c==2!1.0+cpu/folder/a b.jsonl"])
@@ -208,8 +206,6 @@ def test_secrets_are_found_anywhere_and_not_repeated(secret: str) -> None:
     assert secret not in without_secrets(f"x {secret} y")
 
 
-@pytest.mark.parametrize(
-    "text", ["https://example.org/a:b@c", "task-force-abcdefghijklmnopqrst", HASH, "hf_hub"]
-)
+@pytest.mark.parametrize("text", ["https://example.org/a:b@c", "task-force-abcdefghijklmnopqrst", HASH, "hf_hub"])
 def test_what_only_resembles_a_secret_passes(text: str) -> None:
     assert not secrets_in_text(text)

@@ -22,11 +22,7 @@ def task_of(scores: TaskScores) -> TaskReport:
 
 def test_bars_are_as_long_as_their_figures():
     drawing = ElementTree.fromstring(score_chart(task_of(choose_task()), "exact_match"))
-    widths = {
-        group.get("class"): float(bar.get("width"))
-        for group in drawing.iter("g")
-        for bar in group.iter("rect")
-    }
+    widths = {group.get("class"): float(bar.get("width")) for group in drawing.iter("g") for bar in group.iter("rect")}
     assert set(widths) == {"base", "adapter", "merged", "majority", "tfidf"}
     assert widths["adapter"] / widths["majority"] == pytest.approx(0.62 / 0.25, rel=0.01)
     assert widths["base"] == 1

@@ -59,9 +59,7 @@ def test_no_outputs_means_no_samples_and_no_changes():
 
 
 def test_outputs_of_different_samples_are_not_paired():
-    moved = tuple(
-        output.model_copy(update={"sample": f"other-{output.sample}"}) for output in outputs("base", 0.1)
-    )
+    moved = tuple(output.model_copy(update={"sample": f"other-{output.sample}"}) for output in outputs("base", 0.1))
     task = replace(choose_task(), outputs={"base": moved, "adapter": outputs("adapter", 0.6)})
     report = build_report(with_tasks(task))
     assert report.samples == ()

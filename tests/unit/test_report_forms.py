@@ -17,9 +17,7 @@ from finetune.report_markdown import fenced, plain, render_markdown
 from finetune.report_sections import SHOWN_DUPLICATES, folded_sections
 from finetune.report_tables import tasks_tables
 
-ATTACK = (
-    '<script>alert(1)</script><img src="https://evil.example/x" onerror=alert(1)>```\n# [x](javascript:1)'
-)
+ATTACK = '<script>alert(1)</script><img src="https://evil.example/x" onerror=alert(1)>```\n# [x](javascript:1)'
 
 
 class Reader(HTMLParser):
@@ -87,9 +85,7 @@ def variants() -> dict[str, ReportInputs]:
     training_only = tuple(step for step in inputs().steps if step.validation_loss is None)
     return {
         "classification": inputs(),
-        "writing, two tasks": with_tasks(
-            generate_task(0.3, 0.3), generate_task(0.5, 0.4, task="plain_facts")
-        ),
+        "writing, two tasks": with_tasks(generate_task(0.3, 0.3), generate_task(0.5, 0.4, task="plain_facts")),
         "loss": with_tasks(loss_task(900.0, 3.0, 1.0)),
         "no validation": replace(inputs(), audit=plain_audit, steps=training_only),
         "no steps": replace(inputs(), steps=()),
@@ -199,8 +195,7 @@ def test_an_account_that_does_not_add_up_is_marked():
 
 def test_all_duplicates_are_counted_and_the_first_are_listed():
     many = tuple(
-        Duplicate(held_out=f"held.jsonl:{n}", train=f"train.jsonl:{n}", kind="exact", part="both")
-        for n in range(1, 32)
+        Duplicate(held_out=f"held.jsonl:{n}", train=f"train.jsonl:{n}", kind="exact", part="both") for n in range(1, 32)
     )
     audit = inputs().audit.model_copy(update={"duplicates": many})
     markdown = render_markdown(build_report(replace(inputs(), audit=audit)))

@@ -26,18 +26,12 @@ def verdict(*tasks: TaskScores) -> Verdict:
 
 
 def with_result(task: TaskScores, contender: str, exact: float) -> TaskScores:
-    metrics = (
-        classical_metrics(exact)
-        if contender in ("majority", "tfidf")
-        else language_metrics(exact, exact, 1.3)
-    )
+    metrics = classical_metrics(exact) if contender in ("majority", "tfidf") else language_metrics(exact, exact, 1.3)
     return replace(task, results={**task.results, contender: result(contender, metrics)})
 
 
 def without(task: TaskScores, *contenders: str) -> TaskScores:
-    return replace(
-        task, results={name: kept for name, kept in task.results.items() if name not in contenders}
-    )
+    return replace(task, results={name: kept for name, kept in task.results.items() if name not in contenders})
 
 
 def test_a_gain_is_stated_with_everything_it_rests_on():
@@ -57,8 +51,7 @@ def test_no_gain_is_said_to_be_none():
     found = verdict(generate_task(0.30, 0.31))
     assert found.outcome == "level"
     assert found.finding == (
-        "The adapter is not distinguishable from the base: the token F1 went from 0.30 to 0.31 "
-        "on 300 held-out samples"
+        "The adapter is not distinguishable from the base: the token F1 went from 0.30 to 0.31 on 300 held-out samples"
     )
     assert found.evidence == "+0.01, 95 % interval −0.01 to +0.03"
     assert found.remarks == ()

@@ -43,12 +43,8 @@ def outcomes(rows: list[Record | Unreadable]) -> list[tuple[int, str]]:
     return [(row.line, row.reason if isinstance(row, Unreadable) else "read") for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("reason", "line"), [(reason, line) for reason, lines in BAD_LINES.items() for line in lines]
-)
-def test_a_bad_line_is_set_aside_and_its_neighbours_are_read(
-    reason: str, line: bytes, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("reason", "line"), [(reason, line) for reason, lines in BAD_LINES.items() for line in lines])
+def test_a_bad_line_is_set_aside_and_its_neighbours_are_read(reason: str, line: bytes, tmp_path: Path) -> None:
     rows = read(read_jsonl, tmp_path / "rows.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}')
     assert outcomes(rows) == [(1, "read"), (2, reason), (3, "read")]
 

@@ -178,9 +178,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
 def test_a_template_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "options.yaml"
     path.write_text(OWN, encoding="utf-8")
-    conversation = to_conversation(
-        load_row_template(str(path)), {"q": "Q?", "options": ["x", "y"], "a": "x"}, {}
-    )
+    conversation = to_conversation(load_row_template(str(path)), {"q": "Q?", "options": ["x", "y"], "a": "x"}, {})
     assert turns(conversation) == [("user", "Q?\n- x\n- y"), ("assistant", "x")]
 
 

@@ -65,9 +65,7 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         render(source, {"xs": [1] * 11, "a": "x" * 10})
 
 
-@pytest.mark.parametrize(
-    "source", ["{{ absent }}", "{{ number | join }}", "{% for x in number %}{% endfor %}"]
-)
+@pytest.mark.parametrize("source", ["{{ absent }}", "{{ number | join }}", "{% for x in number %}{% endfor %}"])
 def test_a_template_that_fails_on_a_row_sets_it_aside(source: str) -> None:
     with pytest.raises(RowUnusable, match="not_rendered"):
         render(source, {"number": 3})
