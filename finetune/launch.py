@@ -13,7 +13,7 @@ from typing import Literal
 
 from evaluation.files import STAGING_PREFIX, write_text
 from finetune.console import Reporter
-from finetune.errors import MachineError, TrainingStopped, UserError
+from finetune.errors import DataError, MachineError, TrainingStopped, UserError
 from finetune.training_job import TrainingJob
 
 JOB_FILE = f"{STAGING_PREFIX}training-job.json"
@@ -57,17 +57,7 @@ def launch_training(job: TrainingJob, reporter: Reporter) -> None:
     error_file.unlink(missing_ok=True)
     try:
         finished = subprocess.run(
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    "--nproc_per_node",
-                    str(job.devices),
-                ),
-                *("-m", "finetune.training_process", str(job_file)),
-            ],
+            [sys.executable, "-m", "finetune.training_launcher", str(job_file)],
             check=False,
             stdout=subprocess.DEVNULL,
         )
@@ -85,5 +75,5 @@ def _what_stopped(job: TrainingJob, status: int) -> UserError:
             f"a training process died (torchrun ended with status {status})", where="training.devices"
         )
     said = json.loads(file.read_text(encoding="utf-8"))
-    kinds = {kind.__name__: kind for kind in (TrainingStopped, MachineError)}
+    kinds = {kind.__name__: kind for kind in (DataError, MachineError, TrainingStopped)}
     return kinds.get(said["kind"], TrainingStopped)(said["what"], where=said["where"], hint=said["hint"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.files import write_text
 from finetune.console import Reporter
-from finetune.errors import UserError
+from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE
 from finetune.training import train
 from finetune.training_job import TrainingJob
@@ -20,10 +20,17 @@ def main(arguments: list[str]) -> int:
     try:
         train(job, Reporter())
     except UserError as error:
-        said = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
-        write_text(job.run_folder / ERROR_FILE, json.dumps(said))
-        return error.exit_code
+        return _note(job, error)
+    except RuntimeError as error:  # torch's own: no memory left, or another process that is gone
+        first = str(error).strip().partition("\n")[0]
+        return _note(job, TrainingStopped(f"a training process failed: {first}", where="training.devices"))
     return 0
+
+
+def _note(job: TrainingJob, error: UserError) -> int:
+    said = {"kind": type(error).__name__, "what": error.what, "where": error.where, "hint": error.hint}
+    write_text(job.run_folder / ERROR_FILE, json.dumps(said))
+    return error.exit_code
 
 
 if __name__ == "__main__":
