@@ -50,8 +50,9 @@ def plan_batches(
     """Plan every batch of a run.
 
     A step holds at most `tokens_per_step` tokens with padding, in as many micro-batches as the memory knob and the
-    devices ask for; an example longer than a micro-batch's share is one by itself. Every example is in every epoch
-    exactly once.
+    devices ask for; an example longer than a micro-batch's share is one by itself. Where every micro-batch is a single
+    example and they do not come out even, a few of the shortest share one past the limit. Every example is in every
+    epoch exactly once.
 
     Raises:
         DataError: fewer examples than micro-batches in a step.
@@ -79,11 +80,15 @@ def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: rando
         batch for i in range(0, len(shuffled), window) for batch in _pack(shuffled[i : i + window], lengths, budget)
     ]
     order.shuffle(batches)
-    while len(batches) % per_step:
+    while len(batches) % per_step and max(map(len, batches)) > 1:
         widest = max(range(len(batches)), key=lambda i: (len(batches[i]), -i))
         halved = batches.pop(widest)
         middle = len(halved) // 2
         batches += [halved[:middle], halved[middle:]]
+    while len(batches) % per_step:  # no batch is left to halve: the two shortest rows share one
+        one, other = sorted(range(len(batches)), key=lambda i: (len(batches[i]), lengths[batches[i][0]], i))[:2]
+        pair = batches[one] + batches[other]
+        batches = [batch for i, batch in enumerate(batches) if i not in (one, other)] + [pair]
     return batches
 
 

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import getpass
+import io
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tiny_training import tiny_recipe
+
+from evaluation.model import ModelSpec, Quantization
+from evaluation.rendering import IGNORE, Example
+from finetune import machine
+from finetune.adapter import ADAPTER_FILE, adapter_hash
+from finetune.bases import ResolvedBase
+from finetune.console import Reporter
+from finetune.contenders import contenders, trained_spec
+from finetune.example_files import example_at, load_examples, write_examples
+from finetune.machine import PACKAGES, describe_environment, peak_memory_bytes, versions
+from finetune.records import MergeProof
+from finetune.run_directory import RunDirectory
+from finetune.training_job import TrainingJob
+
+# ------------------------------------------------------------------ the environment
+
+
+def test_environment_names_no_user_host_or_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "canary-user")
+    monkeypatch.setenv("HOME", "/home/canary-user")
+    monkeypatch.setattr(platform, "node", lambda: "canary-host")
+    text = describe_environment().model_dump_json()
+    for private in ("canary", os.uname().nodename, str(Path.cwd()), sys.prefix, "/home", f'"{getpass.getuser()}"'):
+        assert private not in text
+    assert "/" not in text.replace(" / ", "")
+
+
+def test_environment_says_what_decides_a_result() -> None:
+    found = describe_environment()
+    assert set(found.versions) == set(PACKAGES)
+    assert found.versions["torch"] == torch.__version__
+    assert found.python == platform.python_version()
+    assert found.torch_threads == torch.get_num_threads()
+    assert found.memory_bytes > 2**28
+    assert found.processor
+    assert versions() == found.versions
+
+
+def test_processor_has_a_name_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*args: object, **kwargs: object) -> object:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", absent)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert machine._processor() == "arm64"
+
+
+def test_peak_memory_is_in_bytes_and_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = peak_memory_bytes()
+    assert 2**26 < before < 2**42
+    held = np.ones(2**23)
+    assert peak_memory_bytes() >= before
+    assert held.nbytes == 2**26
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory_bytes() <= before  # the unit is bytes there
+
+
+# ------------------------------------------------------------------ examples on disk
+
+EXAMPLES = st.lists(
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=20).map(
+        lambda pairs: Example(tuple(i for i, _ in pairs), tuple(i if ours else IGNORE for i, ours in pairs))
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(examples=EXAMPLES)
+def test_examples_come_back_as_they_were(examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("examples") / "train.arrow"
+    write_examples(path, iter(examples))
+    found = load_examples(path)
+    assert found.column_names == ["input_ids", "labels"]
+    assert [example_at(found, i) for i in range(len(found))] == examples
+
+
+def test_same_examples_are_the_same_bytes(tmp_path: Path) -> None:
+    examples = [Example((1, 2, 3), (IGNORE, 2, 3))] * 3
+    for name in ("a", "b"):
+        write_examples(tmp_path / name, examples)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+# ------------------------------------------------------------------ what is printed
+
+
+def test_bar_on_a_terminal_shows_how_far_it_is() -> None:
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out, width=100, force_terminal=True, color_system=None))
+    with reporter.bar("fold", 4) as advance:
+        advance(3)
+    with reporter.training(2) as bar:
+        bar.update(1, 2.0, 10.0, None)
+    assert "fold" in out.getvalue()
+    assert "3/4" in out.getvalue()
+    assert "  step" not in out.getvalue()
+
+
+def test_reporter_writes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter().say("hello")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+# ------------------------------------------------------------------ who is scored
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped(
+    tmp_path: Path, quantized: bool
+) -> None:
+    recipe = tiny_recipe(
+        tmp_path / "base",
+        base={"dtype": "bfloat16"},
+        merge={"dtype": "float16"},
+        quantization={"kind": "nf4", "double_quant": False} if quantized else None,
+    )
+    run = RunDirectory(tmp_path / "run")
+    run.adapter.mkdir(parents=True)
+    (run.adapter / ADAPTER_FILE).write_bytes(b"weights")
+    run.merged.mkdir()
+    figures = dict.fromkeys(MergeProof.model_fields, 0.5)
+    whole = {"onto": "full_precision", "dtype": "float16", "candidates": (), "probe_rows": 1, "probe_tokens": 1}
+    proof = MergeProof.model_validate({**figures, **whole, "merged_sha256": "d" * 64})
+    (run.merged / "merge.json").write_text(proof.model_dump_json())
+
+    base = ResolvedBase(tmp_path / "base", "named", "b" * 64, "origin")
+    found = {contender.name: contender for contender in contenders(recipe, run, base)}
+    assert list(found) == ["base", "adapter", "merged"]
+    form = Quantization("nf4", double_quant=False) if quantized else None
+    assert found["base"].spec == ModelSpec(
+        base.folder, dtype="bfloat16"
+    )  # the base itself is scored as it is published
+    assert found["adapter"].spec == ModelSpec(base.folder, run.adapter, form, "bfloat16")
+    assert found["adapter"].spec == trained_spec(recipe, run, base.folder)
+    assert found["merged"].spec == ModelSpec(run.merged, dtype="float16")
+    assert [one.model_sha256 for one in found.values()] == ["b" * 64, "b" * 64, "d" * 64]
+    assert [one.adapter_sha256 for one in found.values()] == [None, adapter_hash(run.adapter), None]
+
+
+def test_job_is_the_same_after_a_file(tmp_path: Path) -> None:
+    job = TrainingJob(
+        recipe=tiny_recipe(tmp_path, adapter={"targets": ["q_proj"]}),
+        run_folder=tmp_path / "run",
+        base_folder=tmp_path,
+        base_name="b",
+        base_revision=None,
+        devices=2,
+    )
+    assert TrainingJob.model_validate_json(job.model_dump_json()) == job
+    assert job.run == RunDirectory(tmp_path / "run")

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evaluation.files import STAGING_PREFIX
+from finetune.errors import MachineError
+from finetune.records import StageTime
+from finetune.run_directory import OUTPUTS, STAGES, RunDirectory, Stage, hash_of
+
+INPUTS = {"seed": "0", "training": "aaaa"}
+
+
+def took(stage: Stage) -> StageTime:
+    return StageTime(stage=stage, seconds=1.5, peak_memory_bytes=10)
+
+
+def write_outputs(run: RunDirectory, stage: Stage) -> None:
+    for name in OUTPUTS[stage]:
+        path = run.folder / name
+        if path.suffix:
+            path.write_text(f"{stage} wrote {name}")
+        else:
+            (path / "deep").mkdir(parents=True)
+            (path / "deep" / "file").write_text(f"{stage} wrote {name}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run of which every stage is finished."""
+    finished = RunDirectory(tmp_path / "run")
+    for stage in STAGES:
+        finished.folder.mkdir(exist_ok=True)
+        write_outputs(finished, stage)
+        finished.finish(stage, INPUTS, took(stage))
+    return finished
+
+
+def marker_file(run: RunDirectory, stage: Stage) -> Path:
+    return run.folder / "stages" / f"{stage}.json"
+
+
+def test_every_stage_has_outputs_of_its_own() -> None:
+    assert list(OUTPUTS) == list(STAGES)
+    names = [name for outputs in OUTPUTS.values() for name in outputs]
+    assert len(names) == len(set(names))
+
+
+def test_paths_are_below_the_folder(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    paths = (
+        run.data,
+        run.training,
+        run.adapter,
+        run.merged,
+        run.evaluation,
+        run.recipe,
+        run.lock_file,
+        run.environment,
+    )
+    assert {path.parent for path in paths} == {tmp_path}
+    assert len(set(paths)) == 8
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_finished_stage_is_not_stale(run: RunDirectory, stage: Stage) -> None:
+    assert run.why_stale(stage, INPUTS) is None
+    marker = run.marker(stage)
+    assert marker is not None
+    assert (marker.inputs, marker.time, set(marker.outputs)) == (INPUTS, took(stage), set(OUTPUTS[stage]))
+    assert run.stage_times() == tuple(took(one) for one in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "why"),
+    [
+        ({**INPUTS, "training": "bbbb"}, "training changed"),
+        ({**INPUTS, "seed": "1", "training": "bbbb"}, "seed, training changed"),
+        ({**INPUTS, "base": "new"}, "base changed"),
+        ({"seed": "0"}, "training changed"),
+    ],
+)
+def test_changed_section_is_named(run: RunDirectory, inputs: dict[str, str], why: str) -> None:
+    assert run.why_stale("train", inputs) == why
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "file changed": lambda folder: (folder / "deep" / "file").write_text("other"),
+    "file gone": lambda folder: (folder / "deep" / "file").unlink(),
+    "file added": lambda folder: (folder / "new").write_text("x"),
+    "file renamed": lambda folder: (folder / "deep" / "file").rename(folder / "deep" / "other"),
+    "folder gone": lambda folder: folder.rename(folder.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("output", ["training", "adapter"])
+def test_changed_output_is_named(run: RunDirectory, how: str, output: str) -> None:
+    DAMAGE[how](run.folder / output)
+    assert run.why_stale("train", INPUTS) == f"{output} is missing or was changed"
+    assert run.why_stale("merge", INPUTS) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"stage": "train"}', "null", "\x00"])
+def test_damaged_marker_is_no_marker(run: RunDirectory, content: str | None) -> None:
+    file = marker_file(run, "train")
+    if content is None:
+        whole = file.read_text()
+        file.write_text(whole[: len(whole) // 2])
+    else:
+        file.write_text(content)
+    assert run.marker("train") is None
+    assert run.why_stale("train", INPUTS) == "not finished yet"
+
+
+def test_outputs_without_a_marker_are_not_finished(run: RunDirectory) -> None:
+    marker_file(run, "train").unlink()
+    assert run.adapter.exists()
+    assert run.why_stale("train", INPUTS) == "not finished yet"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_beginning_forgets_the_stage_and_every_later_one(run: RunDirectory, stage: Stage) -> None:
+    run.begin(stage)
+    place = STAGES.index(stage)
+    assert [run.marker(one) is not None for one in STAGES] == [i < place for i in range(len(STAGES))]
+    assert not any((run.folder / name).exists() for name in OUTPUTS[stage])
+    assert not any((run.folder / name).exists() for name in OUTPUTS["report"])  # it would speak of what is gone
+    kept = [name for one in STAGES if one not in (stage, "report") for name in OUTPUTS[one]]
+    assert all((run.folder / name).exists() for name in kept)
+    run.begin(stage)  # once more, with nothing there
+
+
+def test_finishing_without_an_output_is_not_possible(run: RunDirectory) -> None:
+    run.begin("train")
+    with pytest.raises(FileNotFoundError):
+        run.finish("train", INPUTS, took("train"))
+    assert run.marker("train") is None
+
+
+def test_hash_of_the_outputs_changes_with_each_of_them(run: RunDirectory) -> None:
+    before = run.output_hash("train")
+    assert before == f"adapter:{hash_of(run.adapter)} training:{hash_of(run.training)}"
+    (run.adapter / "deep" / "file").write_text("other")
+    run.finish("train", INPUTS, took("train"))
+    assert run.output_hash("train") != before
+    run.begin("train")
+    with pytest.raises(AssertionError, match="train is not finished"):
+        run.output_hash("train")
+
+
+# ------------------------------------------------------------------ one process at a time
+
+HOLD = """
+import sys
+from pathlib import Path
+from finetune.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).hold():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        staged = run.folder / f"{STAGING_PREFIX}in-work"
+        staged.mkdir()
+        with pytest.raises(MachineError, match=f"process {holder.pid} is working on this run") as refused, run.hold():
+            pass
+        assert refused.value.exit_code == 6
+        assert staged.exists()  # what the first one is writing is not swept
+    finally:
+        holder.kill()
+        holder.communicate()
+    with run.hold():
+        assert (run.folder / ".holder").read_text() == str(os.getpid())
+        assert not staged.exists()
+
+
+def test_holding_sweeps_what_an_interrupted_process_left(run: RunDirectory) -> None:
+    left = [
+        run.folder / f"{STAGING_PREFIX}1-adapter",
+        run.folder / "stages" / f"{STAGING_PREFIX}2-train.json",
+        run.folder / f"{STAGING_PREFIX}3-old-merged",
+    ]
+    left[0].mkdir()
+    left[1].write_text("{")
+    left[2].mkdir()
+    with run.hold():
+        assert not any(path.exists() for path in left)
+        assert all(run.why_stale(stage, INPUTS) is None for stage in STAGES)
+    with run.hold():
+        pass  # given back
