@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from evaluation.errors import DataError, TaskError, UserError
+from evaluation.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from evaluation.inference import LanguageModel
@@ -151,6 +152,7 @@ def tasks() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is shown on one screen and sets the exit code."""
+    quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=[argument for argument in given if argument != _TRACEBACK], prog_name="evaluation")

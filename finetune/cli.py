@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from evaluation.quiet import quiet_libraries
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +35,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes: 2 recipe, 3 data, 4 training stopped, 5 proof failed, 6 this machine cannot do it.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"finetune-recipes {version('finetune-recipes')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune a LLaMA model from one recipe, and prove what the report claims."""
+
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False)]
 Settings = Annotated[
@@ -168,9 +186,7 @@ def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stag
     from finetune.cache import default_cache
     from finetune.console import Reporter
     from finetune.pipeline import run_recipe
-    from finetune.quiet import quiet_libraries
 
-    quiet_libraries()
     try:
         run_recipe(loaded, out or Path("runs") / loaded.recipe.name, cache or default_cache(), Reporter(), until)
     except KeyboardInterrupt:
@@ -179,6 +195,7 @@ def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stag
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; problems of the user end in one screen and their own exit code."""
+    quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(args=[argument for argument in given if argument != TRACEBACK], prog_name="finetune")

@@ -16,8 +16,9 @@ from evaluation.overlap import TrainPair, find_overlaps, prompt_text
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.task import Sample, Task
 from finetune.console import Reporter
+from finetune.errors import DataError
 from finetune.example_files import write_examples
-from finetune.prepare_examples import Rendered, render_rows
+from finetune.prepare_examples import Rendered, refuse_too_long, render_rows
 from finetune.prepare_rows import (
     Parts,
     ReadSource,
@@ -44,7 +45,11 @@ class Prepared:
     validation: Rendered | None
     held_out: Rendered
     sources: tuple[ReadSource, ...]
-    parts: Parts
+
+    @property
+    def rendered(self) -> tuple[Rendered, ...]:
+        """The parts that there are."""
+        return (self.train, self.held_out, *([self.validation] if self.validation else []))
 
 
 def prepare(recipe: Recipe, run: RunDirectory, base_folder: Path, cache: Path, reporter: Reporter) -> Audit:
@@ -78,17 +83,20 @@ def prepare_rows(recipe: Recipe, renderer: Renderer, cache: Path, reporter: Repo
     data, by = recipe.data, group_columns(recipe.data)
     sources = [read_source(source, by, cache, reporter.say) for source in data.train]
     own = held_out_source(data)
-    held_out = read_source(own, by if own and data.validation is None else None, cache, reporter.say) if own else None
+    held_out = read_source(own, None, cache, reporter.say) if own else None
     parts = assign(data, sources, held_out, recipe.seed)
     total = len(parts.train) + len(parts.validation) + len(parts.held_out)
     with reporter.bar("render and tokenize", total) as advance:
-        return Prepared(
+        prepared = Prepared(
             train=render_rows(parts.train, data, renderer, advance),
             validation=render_rows(parts.validation, data, renderer, advance) if data.validation else None,
             held_out=render_rows(parts.held_out, _scored_like(data), renderer, advance),
             sources=(*sources, *([held_out] if held_out else [])),
-            parts=parts,
         )
+    refuse_too_long(data, prepared.rendered)
+    if not all(part.rows for part in prepared.rendered):
+        raise DataError("no rows are left after rendering", where="data", hint=_most_common_reason(prepared))
+    return prepared
 
 
 def build_task(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Task:
@@ -110,10 +118,8 @@ def build_task(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Task:
 
 def all_set_aside(prepared: Prepared) -> list[SetAside]:
     """List every row that is not used, with its reason."""
-    rendered = [prepared.train, prepared.held_out, *([prepared.validation] if prepared.validation else [])]
-    return [row for read in prepared.sources for row in read.set_aside] + [
-        r for part in rendered for r in part.set_aside
-    ]
+    unread = [row for read in prepared.sources for row in read.set_aside]
+    return unread + [row for part in prepared.rendered for row in part.set_aside]
 
 
 def spans_of(example: Example, renderer: Renderer) -> tuple[TokenSpan, ...]:
@@ -138,6 +144,16 @@ def template_hash(renderer: Renderer) -> str:
     return sha256_of_json(str(renderer.tokenizer.chat_template or ""))
 
 
+def _most_common_reason(prepared: Prepared) -> str:
+    """Say why most rows were set aside, with one of them."""
+    set_aside = all_set_aside(prepared)
+    if not set_aside:
+        return ""
+    [(reason, count)] = Counter(row.reason for row in set_aside).most_common(1)
+    first = next(row for row in set_aside if row.reason == reason)
+    return f"{count} rows were set aside as {reason}; {first.file}:{first.line}: {first.detail}"
+
+
 def _scored_like(data: Data) -> Data:
     """Held-out rows are scored on their last answer, whatever is trained on."""
     return data.model_copy(update={"train_on": "final_assistant"})
@@ -155,7 +171,7 @@ def _audit(prepared: Prepared, renderer: Renderer) -> Audit:
         train=_statistics(prepared.train.examples),
         validation=_statistics(prepared.validation.examples) if prepared.validation else None,
         held_out_samples=len(prepared.held_out.rows),
-        truncated=sum(part.truncated for part in (prepared.train, prepared.held_out, prepared.validation) if part),
+        truncated=sum(part.truncated for part in prepared.rendered),
         duplicates=_duplicates(prepared, compare_answers=labels is None),
         labels=dict(Counter(row.conversation.answer() for row in prepared.train.rows).most_common())
         if labels
@@ -168,8 +184,7 @@ def _audit(prepared: Prepared, renderer: Renderer) -> Audit:
 
 def _labels(prepared: Prepared) -> set[str] | None:
     """Return the labels of a classification; none where any row is something else."""
-    parts = (prepared.train, prepared.held_out, *([prepared.validation] if prepared.validation else []))
-    rows = [row for part in parts for row in part.rows]
+    rows = [row for part in prepared.rendered for row in part.rows]
     if not all(row.template.label_column for row in rows):
         return None
     return {row.conversation.answer() for row in rows}

@@ -23,17 +23,14 @@ class Rendered:
     rows: list[UsableRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
+    too_long: list[tuple[UsableRow, int]] = field(default_factory=list)
+    """Rows over the limit with their length in tokens; they are set aside, unless the recipe refuses them."""
     truncated: int = 0
 
 
 def render_rows(rows: Sequence[UsableRow], data: Data, renderer: Renderer, advance: Callable[[int], None]) -> Rendered:
-    """Render rows, and refuse, drop or shorten those that are too long, as the recipe says.
-
-    Raises:
-        DataError: rows are too long and `overflow: refuse` holds; names the first of them.
-    """
+    """Render rows; those that are too long are shortened or set aside, as the recipe says."""
     rendered = Rendered()
-    too_long: list[tuple[UsableRow, int]] = []
     for row in rows:
         advance(1)
         try:
@@ -46,13 +43,21 @@ def render_rows(rows: Sequence[UsableRow], data: Data, renderer: Renderer, advan
         elif data.overflow == "truncate":
             _truncate(rendered, row, data, renderer)
         else:
-            too_long.append((row, len(example.input_ids)))
+            length = len(example.input_ids)
+            rendered.too_long.append((row, length))
+            rendered.set_aside.append(_aside(row, "too_long", f"{length} tokens, {data.max_tokens} allowed"))
+    return rendered
+
+
+def refuse_too_long(data: Data, parts: Sequence[Rendered]) -> None:
+    """Refuse rows that are too long, of all parts at once, where the recipe says so.
+
+    Raises:
+        DataError: names the first of them and the length that would do.
+    """
+    too_long = [row for part in parts for row in part.too_long]
     if too_long and data.overflow == "refuse":
         raise _refusal(too_long, data.max_tokens)
-    rendered.set_aside += [
-        _aside(row, "too_long", f"{length} tokens, {data.max_tokens} allowed") for row, length in too_long
-    ]
-    return rendered
 
 
 def _use(rendered: Rendered, row: UsableRow, example: Example) -> None:

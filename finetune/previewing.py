@@ -13,7 +13,6 @@ from finetune.bases import resolve_base
 from finetune.cache import default_cache
 from finetune.console import Reporter
 from finetune.prepare import all_set_aside, prepare_rows, spans_of
-from finetune.quiet import quiet_libraries
 from finetune.recipe_file import LoadedRecipe
 
 TRAINED = "bold green"
@@ -22,7 +21,6 @@ TRAINED = "bold green"
 
 def preview_recipe(loaded: LoadedRecipe, rows: int, cache: Path | None) -> None:
     """Print the first examples of a recipe's training rows and what became of the others."""
-    quiet_libraries()
     reporter, console = Reporter(), Console()
     folder = cache or default_cache()
     base = resolve_base(loaded.recipe.base, folder, reporter.say)

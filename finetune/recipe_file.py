@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 from finetune.errors import Problem, RecipeError, nearest
 from finetune.recipe import Recipe
 from finetune.recipe_document import Finding, Node, plain, problems_of
-from finetune.recipe_overrides import apply_overrides
+from finetune.recipe_overrides import apply_overrides, stale_hashes
 from finetune.recipe_problems import findings_of
 from finetune.recipe_rules import check_rules
 from finetune.recipe_yaml import MAX_BYTES, parse_document
@@ -49,7 +49,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
     text = _read_text(file)
     root, findings = parse_document(text, str(file))
     root, misdirected = apply_overrides(root, overrides)
-    findings += [*misdirected, *secrets_in_text(text), *secrets_in_overrides(overrides)]
+    findings += [*misdirected, *stale_hashes(root), *secrets_in_text(text), *secrets_in_overrides(overrides)]
     document = plain(root)
     assert isinstance(document, dict)
     recipe, invalid = _validate(document, root, findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from finetune.recipe_accepted import accepted_at, keys_at
 from finetune.recipe_document import Finding, KeyPath, Node, child_at, dotted
@@ -39,6 +39,29 @@ def _apply(root: Node, override: str) -> tuple[Node, list[Finding]]:
         inside = [Finding((*path, *finding.path), finding.what, finding.hint, place=place) for finding in findings]
         return root, [*inside, *([lost] if lost else [])]
     return _with_value(root, path, value, place), []
+
+
+def stale_hashes(root: Node) -> list[Finding]:
+    """Findings of hashes that belong to what `--set` has replaced: they would be refused after a long download."""
+    findings: list[Finding] = []
+    for path, node in _sections(root):
+        replaced = next((child_at(node, key) for key in ("model", "source") if child_at(node, key)), None)
+        sha256 = child_at(node, "sha256")
+        if replaced and sha256 and replaced.set_by and not sha256.set_by:
+            own = dotted((*path, "sha256"))
+            hint = f"add --set {own}=null, or the hash of the new one"
+            findings.append(Finding(path, f"{own} is the hash of what this replaces", hint, place=replaced.set_by))
+    return findings
+
+
+def _sections(node: Node, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Node]]:
+    if isinstance(node.content, dict):
+        yield path, node
+        for key, child in node.content.items():
+            yield from _sections(child, (*path, key))
+    elif isinstance(node.content, list):
+        for position, child in enumerate(node.content):
+            yield from _sections(child, (*path, position))
 
 
 def _key_path(root: Node, key: str) -> KeyPath:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from finetune.recipe import HeldOutSource, Recipe
 from finetune.recipe_document import Finding, KeyPath
-from finetune.source_rules import base_is_pinned, base_is_readable, sources_are_readable
+from finetune.row_templates import is_template_file
+from finetune.source_rules import base_is_pinned, base_is_readable, row_templates_exist, sources_are_readable
 
 _NO_VALIDATION = "add a section `data.validation`, or delete the key"
 
@@ -32,6 +33,7 @@ def check_rules(recipe: Recipe) -> list[Finding]:
         nothing_is_listed_twice,
         baseline_has_classes,
         generation_limit_has_a_task,
+        row_templates_exist,
     )
     return [finding for rule in rules for finding in rule(recipe)]
 
@@ -164,4 +166,4 @@ def _least_devices(recipe: Recipe) -> int:
 
 def _may_have_classes(rows: str) -> bool:
     # What a template file of the user's own holds is not known before it is read.
-    return rows == "classification" or "/" in rows or rows.endswith((".yaml", ".yml"))
+    return rows == "classification" or is_template_file(rows)

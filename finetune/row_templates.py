@@ -20,9 +20,11 @@ __all__ = [
     "RowTemplate",
     "RowUnusable",
     "check_columns",
+    "is_template_file",
     "list_row_templates",
     "load_row_template",
     "parse_row_template",
+    "template_hint",
     "to_conversation",
 ]
 
@@ -36,6 +38,17 @@ def list_row_templates() -> list[str]:
     return sorted(path.stem for path in _bundled().glob("*.yaml"))
 
 
+def is_template_file(name_or_path: str) -> bool:
+    """Say whether a template is named by its file rather than by a bundled name."""
+    return Path(name_or_path).suffix in _SUFFIXES
+
+
+def template_hint(name: str) -> str:
+    """Say which bundled template was probably meant, and which there are."""
+    names = list_row_templates()
+    return f"{nearest(name, names)} Bundled: {', '.join(names)}; or the path of a .yaml"
+
+
 def load_row_template(name_or_path: str) -> RowTemplate:
     """Load a bundled template by its name, or a template file by its path (.yaml).
 
@@ -43,13 +56,10 @@ def load_row_template(name_or_path: str) -> RowTemplate:
         DataError: there is no such template, or the file says something that is not accepted.
     """
     path = Path(name_or_path)
-    if path.suffix not in _SUFFIXES:
+    if not is_template_file(name_or_path):
         names = list_row_templates()
         if name_or_path not in names:
-            raise DataError(
-                f"there is no row template {name_or_path!r}",
-                hint=f"{nearest(name_or_path, names)} Bundled: {', '.join(names)}; or the path of a .yaml",
-            )
+            raise DataError(f"there is no row template {name_or_path!r}", hint=template_hint(name_or_path))
         path = _bundled() / f"{name_or_path}.yaml"
     try:
         text = path.read_text(encoding="utf-8")

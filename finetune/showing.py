@@ -13,7 +13,7 @@ from finetune.recipe_file import LoadedRecipe
 def show_recipe(loaded: LoadedRecipe) -> None:
     """Print a resolved recipe as YAML and the choices of this machine as comments below it."""
     recipe = loaded.recipe
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     machine = this_machine()
     choices = choose(machine, recipe.base.dtype).named()
     where = "GPU" if machine.cuda else "CPU"

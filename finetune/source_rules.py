@@ -6,8 +6,10 @@ import re
 from pathlib import PurePosixPath
 from typing import Literal
 
+from finetune.errors import nearest
 from finetune.recipe import HeldOutSource, Recipe, Source
 from finetune.recipe_document import Finding, KeyPath
+from finetune.row_templates import is_template_file, list_row_templates, load_row_template, template_hint
 
 Origin = Literal["pypi", "hub", "url", "file"]
 
@@ -80,6 +82,26 @@ def sources_are_readable(recipe: Recipe) -> list[Finding]:
     if isinstance(recipe.data.held_out, HeldOutSource):
         named.append((("data", "held_out"), recipe.data.held_out))
     return [finding for at, source in named for finding in (*_misnamed(source, at), *_idle_keys(source, at))]
+
+
+def row_templates_exist(recipe: Recipe) -> list[Finding]:
+    """A bundled row template has this name and the mapped columns; a template file is read when it is used."""
+    sources: list[tuple[KeyPath, Source]] = [(("data", "train", i), s) for i, s in enumerate(recipe.data.train)]
+    if isinstance(recipe.data.held_out, HeldOutSource):
+        sources.append((("data", "held_out"), recipe.data.held_out))
+    findings: list[Finding] = []
+    for path, source in sources:
+        if is_template_file(source.rows):
+            continue
+        if source.rows not in list_row_templates():
+            what = f"there is no row template {source.rows!r}"
+            findings.append(Finding((*path, "rows"), what, template_hint(source.rows)))
+            continue
+        known = load_row_template(source.rows).columns
+        what = f"the row template {source.rows!r} has no such column"
+        unknown = [name for name in source.columns if name not in known]
+        findings += [Finding((*path, "columns", name), what, nearest(name, known)) for name in unknown]
+    return findings
 
 
 def _misnamed(source: Source, at: KeyPath) -> list[Finding]:

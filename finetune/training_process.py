@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from evaluation.files import write_text
+from evaluation.quiet import quiet_libraries
 from finetune.console import Reporter
 from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE
@@ -16,6 +17,7 @@ from finetune.training_job import TrainingJob
 
 def main(arguments: list[str]) -> int:
     """Train this process's share; what stops it is written beside the job for the launcher to pass on."""
+    quiet_libraries()
     job = TrainingJob.model_validate_json(Path(arguments[0]).read_bytes())
     try:
         train(job, Reporter())

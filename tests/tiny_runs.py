@@ -19,7 +19,7 @@ from tiny_model import write_tiny_base
 
 import evaluation.cli
 import finetune.cli
-from finetune.quiet import QUIET_LOGGERS
+from evaluation.quiet import QUIET_LOGGERS
 from finetune.run_directory import RunDirectory
 
 WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")

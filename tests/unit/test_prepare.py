@@ -18,7 +18,7 @@ from evaluation.rendering import IGNORE, Example, Renderer
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.prepare import Prepared, all_set_aside, build_task, prepare, prepare_rows, spans_of
-from finetune.prepare_examples import render_rows
+from finetune.prepare_examples import refuse_too_long, render_rows
 from finetune.prepare_rows import Parts, UsableRow, account, assign, group_columns, read_source
 from finetune.recipe import Data, Recipe
 from finetune.records import Audit
@@ -216,7 +216,7 @@ LONG = ["ear", "patient skin " * 20, "fever"]
 def test_long_examples_are_refused_by_name(tmp_path: Path, renderer: Renderer) -> None:
     rows, data = usable(LONG, tmp_path)
     with pytest.raises(DataError, match=r"1 rows are longer than data\.max_tokens") as caught:
-        render_rows(rows, data, renderer, lambda _: None)
+        refuse_too_long(data, [render_rows(rows, data, renderer, lambda _: None)])
     assert "long.csv:3" in str(caught.value)
     needed = int(caught.value.hint.partition("data.max_tokens=")[2].partition(",")[0])
     enough = data.model_copy(update={"max_tokens": needed})
@@ -225,8 +225,9 @@ def test_long_examples_are_refused_by_name(tmp_path: Path, renderer: Renderer) -
 
 def test_many_long_examples_are_named_in_part(tmp_path: Path, renderer: Renderer) -> None:
     rows, data = usable(["patient skin " * 20] * 8, tmp_path)
-    with pytest.raises(DataError, match="and 3 more"):
-        render_rows(rows, data, renderer, lambda _: None)
+    halves = [render_rows(part, data, renderer, lambda _: None) for part in (rows[:4], rows[4:])]
+    with pytest.raises(DataError, match=r"8 rows are longer(.|\n)*and 3 more"):
+        refuse_too_long(data, halves)
 
 
 def test_long_examples_are_dropped_and_counted(tmp_path: Path, renderer: Renderer) -> None:

@@ -90,7 +90,6 @@ def test_imports_nothing_heavy() -> None:
         "numpy",
         "scipy",
         "sklearn",
-        "jinja2",
         "rich",
     }
     assert not heavy & {module.partition(".")[0] for module in done.stdout.split()}

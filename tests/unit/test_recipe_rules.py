@@ -34,6 +34,8 @@ HELD_OUT = "data.held_out={source: %s, rows: alpaca}"
 # Overrides of the smallest recipe; the key that is refused, and a piece of what is said.
 REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("base.model=hub:org/model",), "base.model", "write org/model"),
+    (("data.train.0.rows=alpacca",), "data.train.0.rows", "did you mean 'alpaca'?"),
+    (("data.train.0.columns={instruktion: Frage}",), "data.train.0.columns.instruktion", "did you mean 'instruction'?"),
     (("base.model=https://example.org/m",), "base.model", "is an address"),
     (("base.model=weights/model.PT",), "base.model", ".pt is a pickle"),
     (("base.model=pypi:w==1/model.bin", f"base.sha256={HASH}"), "base.model", ".bin is a pickle"),
@@ -209,3 +211,16 @@ def test_secrets_are_found_anywhere_and_not_repeated(secret: str) -> None:
 @pytest.mark.parametrize("text", ["https://example.org/a:b@c", "task-force-abcdefghijklmnopqrst", HASH, "hf_hub"])
 def test_what_only_resembles_a_secret_passes(text: str) -> None:
     assert not secrets_in_text(text)
+
+
+def test_hash_of_what_set_replaced_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("icd10-lora", ["base.model=org/model", "data.train.0.source=rows.csv"])
+    said = str(caught.value)
+    assert "--set base.model: base: base.sha256 is the hash of what this replaces" in said
+    assert "add --set data.train.0.sha256=null" in said
+
+
+def test_hash_given_with_its_replacement_is_taken() -> None:
+    recipe = load_recipe("icd10-lora", ["base.model=org/model", f"base.sha256={HASH}"]).recipe
+    assert recipe.base.sha256 == HASH
