@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_model import SENTENCES, write_tiny_base
@@ -126,6 +126,30 @@ def test_options_share_their_beginnings_and_are_seen_by_their_own_alone(model: L
         [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6],
     ]  # fmt: skip
     assert batch.columns_U[batch.predictor_N].tolist() == [1, 2, 3, 1, 2, 4, 1, 2, 1, 5, 6]
+
+
+ANSWERS = st.lists(st.integers(40, 43), max_size=4).map(lambda tokens: (*tokens, 2))
+"""Of few tokens, so that options share beginnings, and one is the beginning of another."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    trees=st.lists(
+        st.tuples(
+            st.lists(st.integers(4, 99), min_size=1, max_size=6).map(tuple), st.tuples(ANSWERS, ANSWERS, ANSWERS)
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_options_of_any_prompts_score_in_a_batch_of_trees_as_alone(
+    model: LanguageModel, trees: list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
+) -> None:
+    with torch.inference_mode():
+        found = model._score_trees([build_option_tree(prompt, answers) for prompt, answers in trees])
+    for (prompt, answers), row in zip(trees, found, strict=True):
+        alone = [log_likelihood_alone(model, prompt, answer) for answer in answers]
+        assert row == pytest.approx(alone, rel=1e-5, abs=1e-5)
 
 
 # ------------------------------------------------------------------ losses
