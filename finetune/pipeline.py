@@ -22,7 +22,7 @@ from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
 from finetune.rows import resolve_source
-from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage
+from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
 
 Inputs = dict[str, str]
 
@@ -163,17 +163,22 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
                     "quantization": _hash(recipe.quantization),
                     "base.dtype": recipe.base.dtype,
                     "tracking": str(recipe.tracking),
-                    "prepared data": directory.output_hash("prepare"),
+                    "prepared examples": _examples_hash(directory),
                 }
             )
         case "merge":
-            return shared | {"merge": _hash(recipe.merge), "adapter weights": directory.output_hash("train")}
+            return shared | {
+                "merge": _hash(recipe.merge),
+                "adapter weights": directory.output_hash("train"),
+                "prepared examples": _examples_hash(directory),
+            }
         case "evaluate":
             return shared | {
                 "evaluation": _hash(recipe.evaluation),
                 "task files": sha256_of_json([_task_hash(name) for name in recipe.evaluation.tasks]),
                 "merged weights": directory.output_hash("merge"),
                 "adapter weights": directory.output_hash("train"),
+                "prepared data": directory.output_hash("prepare"),
             }
         case "report":
             return {"scores": directory.output_hash("evaluate"), "recipe": _hash(recipe)}
@@ -239,6 +244,11 @@ def _published_name(run: Run, name: str) -> str:
 
 def _hash(section: BaseModel | None) -> str:
     return sha256_of_json(section.model_dump(mode="json") if section else None)
+
+
+def _examples_hash(directory: RunDirectory) -> str:
+    """Hash the examples that training sees; the held-out rows are not among them."""
+    return sha256_of_json([hash_of(path) for path in sorted(directory.data.glob("*.arrow"))])
 
 
 def _template_hash(name: str) -> str:

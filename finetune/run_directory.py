@@ -36,6 +36,15 @@ OUTPUTS: dict[Stage, tuple[str, ...]] = {
 }
 """What each stage writes, relative to the run directory."""
 
+OUTDATED_BY: dict[Stage, tuple[Stage, ...]] = {
+    "prepare": ("evaluate", "report"),
+    "train": ("merge", "evaluate", "report"),
+    "merge": ("evaluate", "report"),
+    "evaluate": ("report",),
+    "report": (),
+}
+"""What is removed when a stage runs anew; data may come out as before, so training and merge wait for it."""
+
 
 class StageMarker(BaseModel):
     """stages/<stage>.json: the proof that a stage was finished, and from what."""
@@ -119,13 +128,17 @@ class RunDirectory:
         return None
 
     def begin(self, stage: Stage) -> None:
-        """Forget that this stage, and every later one, was finished, and remove what it wrote and the report.
+        """Remove what would speak of outputs that are about to be replaced.
 
-        A report left standing would speak of an adapter that is no longer there.
+        The stage's own outputs and marker stay until new ones take their place: what fails has lost nothing.
         """
-        for later in STAGES[STAGES.index(stage) :]:
-            self._marker_file(later).unlink(missing_ok=True)
-        for name in (*OUTPUTS[stage], *OUTPUTS["report"]):
+        for later in OUTDATED_BY[stage]:
+            self.forget(later)
+
+    def forget(self, stage: Stage) -> None:
+        """Remove a stage's marker, and then what it wrote."""
+        self._marker_file(stage).unlink(missing_ok=True)
+        for name in OUTPUTS[stage]:
             path = self.folder / name
             if path.is_dir():
                 shutil.rmtree(path)

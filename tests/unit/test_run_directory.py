@@ -11,7 +11,7 @@ import pytest
 from evaluation.files import STAGING_PREFIX
 from finetune.errors import MachineError
 from finetune.records import StageTime
-from finetune.run_directory import OUTPUTS, STAGES, RunDirectory, Stage, hash_of
+from finetune.run_directory import OUTDATED_BY, OUTPUTS, STAGES, RunDirectory, Stage, hash_of
 
 INPUTS = {"seed": "0", "training": "aaaa"}
 
@@ -125,19 +125,32 @@ def test_outputs_without_a_marker_are_not_finished(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_beginning_forgets_the_stage_and_every_later_one(run: RunDirectory, stage: Stage) -> None:
+def test_beginning_removes_what_would_speak_of_replaced_outputs(run: RunDirectory, stage: Stage) -> None:
     run.begin(stage)
-    place = STAGES.index(stage)
-    assert [run.marker(one) is not None for one in STAGES] == [i < place for i in range(len(STAGES))]
-    assert not any((run.folder / name).exists() for name in OUTPUTS[stage])
-    assert not any((run.folder / name).exists() for name in OUTPUTS["report"])  # it would speak of what is gone
-    kept = [name for one in STAGES if one not in (stage, "report") for name in OUTPUTS[one]]
-    assert all((run.folder / name).exists() for name in kept)
+    for one in STAGES:
+        outdated = one in OUTDATED_BY[stage]
+        assert (run.marker(one) is None) == outdated
+        assert all((run.folder / name).exists() != outdated for name in OUTPUTS[one])
     run.begin(stage)  # once more, with nothing there
 
 
+def test_a_stage_that_fails_has_lost_nothing(run: RunDirectory) -> None:
+    for stage in STAGES:
+        assert stage not in OUTDATED_BY[stage]
+        assert stage == "report" or "report" in OUTDATED_BY[stage]  # a page must not outlive what it shows
+    assert "train" not in OUTDATED_BY["prepare"]  # hours of training are not given up for a mistyped key
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_forgetting_removes_the_marker_and_the_outputs(run: RunDirectory, stage: Stage) -> None:
+    run.forget(stage)
+    assert run.marker(stage) is None
+    assert not any((run.folder / name).exists() for name in OUTPUTS[stage])
+    run.forget(stage)  # once more, with nothing there
+
+
 def test_finishing_without_an_output_is_not_possible(run: RunDirectory) -> None:
-    run.begin("train")
+    run.forget("train")
     with pytest.raises(FileNotFoundError):
         run.finish("train", INPUTS, took("train"))
     assert run.marker("train") is None
@@ -149,7 +162,7 @@ def test_hash_of_the_outputs_changes_with_each_of_them(run: RunDirectory) -> Non
     (run.adapter / "deep" / "file").write_text("other")
     run.finish("train", INPUTS, took("train"))
     assert run.output_hash("train") != before
-    run.begin("train")
+    run.forget("train")
     with pytest.raises(AssertionError, match="train is not finished"):
         run.output_hash("train")
 
