@@ -126,9 +126,9 @@ def test_a_changed_data_file_is_named(place: Workplace, finished: RunDirectory, 
     assert Workplace(place.folder, recipe).run(out=finished.folder, command="prepare").status == 0
     with changed.open("a") as file:
         file.write("eye ear 100,blue,4\n")
-    again = Workplace(place.folder, recipe).run(out=finished.folder, command="prepare")
-    assert ran(again) == {"prepare": f"{changed} changed"}
-    assert [stage for stage in STAGES if finished.marker(stage)] == ["prepare"]
+    again = Workplace(place.folder, recipe).run(out=finished.folder, command="train")
+    assert ran(again) == {"prepare": f"{changed} changed", "train": "prepared examples changed"}
+    assert [stage for stage in STAGES if finished.marker(stage)] == ["prepare", "train"]
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed"])

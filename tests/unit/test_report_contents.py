@@ -83,14 +83,17 @@ def test_everything_the_result_depends_on_is_hashed():
 
 
 def test_a_missed_limit_of_the_merge_is_marked():
-    proof = inputs().merge.model_copy(update={"agreement": 0.9, "gain_kept": 0.5, "kl_to_base": 0.0})
-    assert [check.holds for check in merge_checks(proof, Merge())[:3]] == [False, False, False]
-    assert [check.holds for check in merge_checks(inputs().merge, Merge())[:3]] == [True, True, True]
+    past = {"agreement": 0.9, "max_logit_difference": 0.1, "gain_kept": 0.5, "kl_to_base": 0.0}
+    proof = inputs().merge.model_copy(update=past)
+    assert [check.holds for check in merge_checks(proof, Merge())[:4]] == [False, False, False, False]
+    assert [check.holds for check in merge_checks(inputs().merge, Merge())[:4]] == [True, True, True, True]
 
 
 def test_every_figure_of_the_proof_is_listed():
     proof = inputs().merge
-    listed = " ".join(f"{check.name} {check.value} {check.meaning}" for check in merge_checks(proof, Merge()))
+    listed = " ".join(
+        f"{check.name} {check.value} {check.limit} {check.meaning}" for check in merge_checks(proof, Merge())
+    )
     for figure in (
         "3.10e-05",
         "31.4",
