@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from evaluation.errors import DataError
 from evaluation.metrics import means, set_statistics
-from evaluation.results import METRIC_LABELS, Difference, Estimate, Result
+from evaluation.results import LOWER_IS_BETTER, METRIC_LABELS, Difference, Estimate, Result
 from evaluation.runner import Scored
 from evaluation.statistics import PairedDifference, difference_by_bootstrap, difference_of_means
 from evaluation.table import Table
-
-_LOWER_IS_BETTER = "perplexity"
 
 
 def differences(ours: Scored, theirs: Scored, seed: int) -> tuple[Difference, ...]:
@@ -90,7 +88,7 @@ def _difference(metric: str, names: tuple[str, str], paired: PairedDifference) -
 def _verdict(difference: Difference) -> str:
     if difference.low <= 0 <= difference.high:
         return "undecided"
-    return "better" if (difference.value > 0) == (difference.metric != _LOWER_IS_BETTER) else "worse"
+    return "better" if (difference.value > 0) == (difference.metric not in LOWER_IS_BETTER) else "worse"
 
 
 def _estimate_cell(estimate: Estimate | None) -> str:

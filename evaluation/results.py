@@ -105,4 +105,7 @@ METRIC_LABELS: dict[str, str] = {
     "perplexity": "perplexity of the reference answer",
     "stopped": "answers ended by the model itself",
 }
-"""Metric name → what it is called for people. `perplexity` is the only one where lower is better."""
+"""Metric name → what it is called for people."""
+
+LOWER_IS_BETTER = frozenset({"perplexity"})
+"""Metrics of which less is better."""

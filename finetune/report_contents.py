@@ -13,9 +13,6 @@ from finetune.records import Audit, Environment, MergeProof, StageTime, StepMetr
 
 Outcome = Literal["better", "level", "worse", "unknown"]
 
-LOWER_IS_BETTER = frozenset({"perplexity"})
-"""Metrics of which less is better."""
-
 HEADLINE: dict[TaskKind, str] = {"choose": "exact_match", "generate": "token_f1", "token_loss": "perplexity"}
 """Task kind → the metric that the verdict is about."""
 

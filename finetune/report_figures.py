@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from evaluation.results import METRIC_LABELS, Difference, Estimate
-from finetune.report_contents import CONTENDER_LABELS, LOWER_IS_BETTER, Outcome
+from evaluation.results import LOWER_IS_BETTER, METRIC_LABELS, Difference, Estimate
+from finetune.report_contents import CONTENDER_LABELS, Outcome
 
 
 def metric_label(metric: str) -> str:

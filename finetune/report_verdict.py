@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from evaluation.results import Difference, Estimate
-from finetune.report_contents import LOWER_IS_BETTER, TaskReport, Verdict
+from evaluation.results import LOWER_IS_BETTER, Difference, Estimate
+from finetune.report_contents import TaskReport, Verdict
 from finetune.report_figures import (
     contender_label,
     count,
