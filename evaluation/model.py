@@ -5,6 +5,7 @@ Nothing but safetensors is read, nothing is fetched, and no code of a model fold
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -154,15 +155,13 @@ def assert_unpacked(model: torch.nn.Module) -> None:
             assert not getattr(state, "packing_format_for_cpu", False), f"{name} was repacked by bitsandbytes"
 
 
-def dequantized_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the weights of every 4-bit layer as the forward pass sees them, name → (out, in) in fp32."""
+def dequantized_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of every 4-bit layer as the forward pass sees them: name, (out, in) in fp32."""
     assert_unpacked(model)
-    weights = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             dense = dequantize_4bit(module.weight.data, cast(Any, module.weight).quant_state)
-            weights[f"{name}.weight"] = dense.float()
-    return weights
+            yield f"{name}.weight", dense.float()
 
 
 def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evaluation.quiet import quiet_libraries
-from finetune.errors import UserError
+from finetune.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -206,10 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if TRACEBACK in given:
             raise
-        _fail(
-            f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where",
-            EXIT_BROKEN,
-        )
+        # torch's own error is known by its name, since torch is not imported here.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            hint = "lower training.tokens_per_micro_batch, add `quantization:`, or use a larger machine"
+            _fail(f"memory ran out\n  → {hint}", MachineError.exit_code)
+        _fail(f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where", EXIT_BROKEN)
 
 
 def _fail(text: str, status: int) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from evaluation.files import STAGING_PREFIX, write_text
 from finetune.console import Reporter
-from finetune.errors import DataError, MachineError, TrainingStopped, UserError
+from finetune.errors import DataError, MachineError, Problem, RecipeError, TrainingStopped, UserError
 from finetune.training_job import TrainingJob
 
 JOB_FILE = f"{STAGING_PREFIX}training-job.json"
@@ -75,5 +75,7 @@ def _what_stopped(job: TrainingJob, status: int) -> UserError:
             f"a training process died (torchrun ended with status {status})", where="training.devices"
         )
     said = json.loads(file.read_text(encoding="utf-8"))
+    if said["kind"] == RecipeError.__name__:
+        return RecipeError([Problem("training.devices", said["what"])])
     kinds = {kind.__name__: kind for kind in (DataError, MachineError, TrainingStopped)}
     return kinds.get(said["kind"], TrainingStopped)(said["what"], where=said["where"], hint=said["hint"])

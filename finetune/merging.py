@@ -76,9 +76,13 @@ def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Repor
         _check(best, recipe.merge)
         _keep(staging, best)
         seconds = time.perf_counter() - began
-        measured = tuple(MergeCandidate(onto=c.onto, validation_nll=c.nll_merged) for c in candidates)
+        held_back = (run.data / "validation.arrow").exists()
+        measured = tuple(
+            MergeCandidate(onto=c.onto, validation_nll=c.nll_merged if held_back else None) for c in candidates
+        )
         write_model(staging / "merge.json", best.model_copy(update={"candidates": measured, "seconds": seconds}))
-    reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {best.gain_kept:.1%} of the gain kept")
+    kept = "no gain to keep" if best.gain_kept is None else f"{best.gain_kept:.1%} of the gain kept"
+    reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {kept}")
 
 
 def _ways(recipe: Recipe) -> tuple[Onto, ...]:
@@ -136,12 +140,9 @@ def _without_adapter(unfolded: LanguageModel, ground: _Ground) -> tuple[float, T
         return mean_nll(unfolded, ground.examples), answer_logits(unfolded, ground.probe)
 
 
-def _gain_kept(base: float, trained: float, merged: float) -> float:
-    """Share of the fall in loss that is kept; where training made no fall, 1 if the merge is no worse than trained."""
-    gain = base - trained
-    if gain > 0:
-        return (base - merged) / gain
-    return 1.0 if merged <= trained * 1.01 else 0.0
+def _gain_kept(base: float, trained: float, merged: float) -> float | None:
+    """Share of the fall in loss that is kept; none where training made no fall."""
+    return (base - merged) / (base - trained) if trained < base else None
 
 
 def _check(proof: MergeProof, limits: Merge) -> None:
@@ -163,8 +164,9 @@ def _check(proof: MergeProof, limits: Merge) -> None:
     if not differs_from_base(proof):
         raise ProofFailed("the merge equals the untuned base: nothing was folded in", where=where)
     if not gain_holds(proof, limits):
+        kept = "none" if proof.gain_kept is None else f"{proof.gain_kept:.1%}"
         raise ProofFailed(
-            f"the merge keeps {proof.gain_kept:.1%} of the fall in validation loss, the limit is"
+            f"the merge keeps {kept} of the fall in validation loss, the limit is"
             f" {limits.minimum_gain_kept:.1%} (base {proof.nll_base:.4f}, as trained {proof.nll_as_trained:.4f},"
             f" merged {proof.nll_merged:.4f} nats)",
             where=where,

@@ -31,8 +31,11 @@ class Folding:
 
 
 def load_unfolded(folding: Folding) -> LanguageModel:
-    """Load the adapter, unmerged, on the fp32 base that it is going to be folded into."""
-    model = load_base(replace(folding.trained, quantization=None, dtype="float32", adapter=None))
+    """Load the adapter, unmerged, on the fp32 base that it is going to be folded into.
+
+    On the CPU, whatever it was trained on: four bytes a parameter are more than the GPU of a QLoRA run has to spare.
+    """
+    model = load_base(replace(folding.trained, quantization=None, dtype="float32", adapter=None, device="cpu"))
     if folding.onto == "dequantized":
         _use_dequantized(model, folding.trained)
     else:
@@ -59,11 +62,9 @@ def save_merged(merged: LanguageModel, folder: Path, dtype: str) -> None:
 
 def _use_dequantized(model: PreTrainedModel, trained: ModelSpec) -> None:
     quantized = load_base(replace(trained, adapter=None))
-    weights = dequantized_weights(quantized)
-    del quantized
     _round_to(model, DTYPES[trained.dtype])
     with torch.no_grad():
-        for name, weight in weights.items():
+        for name, weight in dequantized_weights(quantized):
             model.get_parameter(name).copy_(weight)
 
 

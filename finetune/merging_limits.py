@@ -11,6 +11,9 @@ LARGEST_RELATIVE_LOGIT_DIFFERENCE = 1e-5
 LEAST_KL_TO_BASE = 1e-6
 """A merge nearer to the untuned base than this, in nats, has folded nothing in."""
 
+WITHOUT_GAIN = 1.01
+"""Where training did not lower the loss, the merge's may be this many times what it was as trained."""
+
 
 def logits_hold(proof: MergeProof) -> bool:
     """Say whether folding changed the logits by rounding alone."""
@@ -38,5 +41,7 @@ def differs_from_base(proof: MergeProof) -> bool:
 
 
 def gain_holds(proof: MergeProof, limits: Merge) -> bool:
-    """Say whether enough of what was learned is kept."""
+    """Say whether enough of what was learned is kept; without a gain, whether the merge is no worse than as trained."""
+    if proof.gain_kept is None:
+        return proof.nll_merged <= WITHOUT_GAIN * proof.nll_as_trained
     return proof.gain_kept >= limits.minimum_gain_kept

@@ -17,7 +17,7 @@ from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import describe_environment, peak_memory_bytes, versions
 from finetune.prepare_rows import held_out_source
-from finetune.recipe import Base, Recipe
+from finetune.recipe import Base, Recipe, Source
 from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
@@ -87,20 +87,23 @@ def run_recipe(
 
 
 def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter) -> Run:
-    """Fetch and hash what the recipe names, and write it down."""
+    """Fetch and hash what the recipe names."""
     recipe = loaded.recipe
     base = resolve_base(_pinned(recipe.base, directory), cache, reporter.say)
-    own = held_out_source(recipe.data)
-    sources = {
-        s.source: resolve_source(s, cache, reporter.say).sha256 for s in (*recipe.data.train, *([own] if own else []))
-    }
+    sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in _all_sources(recipe)}
+    return Run(loaded, directory, cache, reporter, base, sources)
+
+
+def _write_down(run: Run) -> None:
+    """Write the recipe and its lock, now that something is made from them."""
+    recipe, base, directory = run.recipe, run.base, run.directory
     lock = Lock(
         recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
         base=base.identity,
         base_revision=recipe.base.revision,
         base_sha256=base.sha256,
         base_origin=base.origin,
-        sources=sources,
+        sources=run.sources,
         seed=recipe.seed,
         versions=versions(),
     )
@@ -109,7 +112,6 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
         yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
     )
     write_model(directory.lock_file, lock)
-    return Run(loaded, directory, cache, reporter, base, sources)
 
 
 def _pinned(base: Base, directory: RunDirectory) -> Base:
@@ -132,9 +134,10 @@ def _run_stage(run: Run, stage: Stage) -> None:
         return
     run.reporter.say(f"{stage}: {stale}")
     began = time.perf_counter()
-    run.directory.begin(stage)
     _WORK[stage](run)
+    _write_down(run)
     seconds = time.perf_counter() - began
+    run.directory.remove_outdated(stage)
     run.directory.finish(stage, inputs, StageTime(stage=stage, seconds=seconds, peak_memory_bytes=peak_memory_bytes()))
     run.reporter.say(f"{stage}: done in {seconds:.0f} s")
 
@@ -146,7 +149,7 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
     shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": packages}
     match stage:
         case "prepare":
-            templates = {source.rows: _template_hash(source.rows) for source in recipe.data.train}
+            templates = {source.rows: _template_hash(source.rows) for source in _all_sources(recipe)}
             answer_length = str(recipe.evaluation.max_new_tokens)
             return (
                 shared
@@ -155,7 +158,10 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
                 | templates
             )
         case "train":
-            sections = {"adapter": _hash(recipe.adapter), "training": _hash(recipe.training)}
+            sections = {
+                "adapter": _hash(recipe.adapter),
+                "training": _hash(recipe.training.model_copy(update={"devices": 1})),
+            }
             return (
                 shared
                 | sections
@@ -244,6 +250,15 @@ def _published_name(run: Run, name: str) -> str:
 
 def _hash(section: BaseModel | None) -> str:
     return sha256_of_json(section.model_dump(mode="json") if section else None)
+
+
+def _all_sources(recipe: Recipe) -> list[Source]:
+    own = held_out_source(recipe.data)
+    return [*recipe.data.train, *([own] if own else [])]
+
+
+def _source_name(source: Source) -> str:
+    return f"{source.source} [{source.split}]" if source.split else source.source
 
 
 def _examples_hash(directory: RunDirectory) -> str:

@@ -24,7 +24,7 @@ def check_rules(recipe: Recipe) -> list[Finding]:
         base_is_pinned,
         sources_are_readable,
         sources_are_distinct,
-        quantized_base_is_not_float16,
+        base_is_not_float16,
         merge_has_what_it_chooses_by,
         validation_keys_have_validation_rows,
         early_stopping_can_stop,
@@ -55,12 +55,12 @@ def sources_are_distinct(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-def quantized_base_is_not_float16(recipe: Recipe) -> list[Finding]:
-    """The arithmetic on 4-bit weights needs the range of bfloat16: float16 overflows at 65504."""
-    if recipe.quantization is None or recipe.base.dtype != "float16":
+def base_is_not_float16(recipe: Recipe) -> list[Finding]:
+    """Training needs the range of bfloat16: float16 overflows at 65504, and small gradients become 0 without a word."""
+    if recipe.base.dtype != "float16":
         return []
     hint = "write bfloat16, or float32 for a device without it"
-    return [Finding(("base", "dtype"), "float16 overflows in arithmetic on a 4-bit base", hint)]
+    return [Finding(("base", "dtype"), "float16 has too little range to train in", hint)]
 
 
 def merge_has_what_it_chooses_by(recipe: Recipe) -> list[Finding]:

@@ -168,8 +168,8 @@ class MergeProof(_Record):
     """Mean answer loss of the untuned base, in nats."""
     nll_as_trained: float
     nll_merged: float
-    gain_kept: float
-    """(nll_base - nll_merged) / (nll_base - nll_as_trained)."""
+    gain_kept: float | None
+    """(nll_base - nll_merged) / (nll_base - nll_as_trained); none where training did not lower the loss."""
     merged_sha256: str
     seconds: float
 

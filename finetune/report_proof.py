@@ -6,6 +6,7 @@ from finetune.merging_limits import (
     LARGEST_RELATIVE_LOGIT_DIFFERENCE,
     LEAST_KL_TO_BASE,
     agreement_holds,
+    allowed_disagreements,
     differs_from_base,
     gain_holds,
     logits_hold,
@@ -31,7 +32,10 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
         MergeCheck(
             name="agreement with the adapter",
             value=percent(proof.agreement, 2),
-            limit=f"≥ {percent(limits.minimum_agreement, 2)}",
+            limit=(
+                f"≥ {percent(limits.minimum_agreement, 2)},"
+                f" {allowed_disagreements(proof, limits)} of {proof.probe_tokens} tokens may differ"
+            ),
             holds=agreement_holds(proof, limits),
             meaning="Answer tokens for which the saved merge and the adapter on its base rank the same token first.",
         ),
@@ -44,7 +48,7 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
         ),
         MergeCheck(
             name="gain kept",
-            value=percent(proof.gain_kept, 2),
+            value="no gain to keep" if proof.gain_kept is None else percent(proof.gain_kept, 2),
             limit=f"≥ {percent(limits.minimum_gain_kept, 2)}",
             holds=gain_holds(proof, limits),
             meaning="Share of the fall in loss, base to model as trained, that the saved merge keeps.",

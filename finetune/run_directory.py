@@ -127,10 +127,10 @@ class RunDirectory:
                 return f"{name} is missing or was changed"
         return None
 
-    def begin(self, stage: Stage) -> None:
-        """Remove what would speak of outputs that are about to be replaced.
+    def remove_outdated(self, stage: Stage) -> None:
+        """Remove what speaks of the outputs that this stage has just replaced.
 
-        The stage's own outputs and marker stay until new ones take their place: what fails has lost nothing.
+        Until then everything stays where it was: a stage that fails has lost nothing.
         """
         for later in OUTDATED_BY[stage]:
             self.forget(later)

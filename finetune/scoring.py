@@ -17,6 +17,7 @@ from evaluation.runner import Scored, count_steps, installed_versions, score, sc
 from evaluation.task import LoadedTask, Sample
 from evaluation.task_file import load_task
 from finetune.console import Reporter
+from finetune.errors import DataError
 from finetune.recipe import Recipe
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 
@@ -50,6 +51,7 @@ def score_contenders(recipe: Recipe, run: RunDirectory, models: Sequence[Contend
                     _record(folder, scored, found)
                 del model
         if wanted is None or "baseline" in wanted:
+            _refuse_baseline_without_classes(tasks, wanted)
             for scored in _score_baselines(tasks, run, recipe.seed):
                 _record(folder, scored, found)
     for loaded in tasks:
@@ -77,6 +79,15 @@ def _identity(contender: Contender, loaded: LoadedTask, seed: int) -> Identity:
         seed=seed,
         versions=installed_versions(),
     )
+
+
+def _refuse_baseline_without_classes(tasks: Sequence[LoadedTask], wanted: Sequence[str] | None) -> None:
+    if wanted is not None and not any(loaded.task.kind == "choose" for loaded in tasks):
+        raise DataError(
+            "a baseline is asked for, and the held-out rows have no classes",
+            where="evaluation.contenders",
+            hint="leave `baseline` out, or use a row template with a label_column",
+        )
 
 
 def _score_baselines(tasks: Sequence[LoadedTask], run: RunDirectory, seed: int) -> list[Scored]:

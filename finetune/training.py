@@ -34,7 +34,7 @@ from finetune.adapter import (
 from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
-from finetune.errors import MachineError
+from finetune.errors import DataError, MachineError
 from finetune.example_files import example_at, load_examples
 from finetune.machine import peak_memory_bytes
 from finetune.recipe import Recipe
@@ -69,6 +69,7 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
     choices = choose(machine, recipe.base.dtype)
     arguments = build_arguments(recipe, job.run.training, choices, cuda=machine.cuda)
     _check_processes(job, arguments)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one GPU a process; transformers would spread one over all it sees
 
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
@@ -149,7 +150,7 @@ def _base_spec(job: TrainingJob, choices: Choices) -> ModelSpec:
 
 def _plan(recipe: Recipe, lengths: Sequence[int], devices: int) -> BatchPlan:
     training = recipe.training
-    return plan_batches(
+    plan = plan_batches(
         lengths,
         training.tokens_per_step,
         training.tokens_per_micro_batch,
@@ -157,6 +158,15 @@ def _plan(recipe: Recipe, lengths: Sequence[int], devices: int) -> BatchPlan:
         training.epochs,
         recipe.seed,
     )
+    share = training.tokens_per_step // plan.micro_batches_per_step
+    if max(lengths) > share:
+        raise DataError(
+            f"the longest example has {max(lengths)} tokens, and a micro-batch {share}: a step of"
+            f" {training.tokens_per_step} tokens is cut into {plan.micro_batches_per_step}",
+            where="training.tokens_per_step",
+            hint=f"--set training.tokens_per_step={max(lengths) * plan.micro_batches_per_step}, or use fewer devices",
+        )
+    return plan
 
 
 def _tokens_by_step(plan: BatchPlan, lengths: Sequence[int]) -> list[int]:
@@ -185,7 +195,7 @@ def _summarize(
         trained_tokens=sum(trained[i] for i in seen),
         seconds=learned.seconds,
         tokens_per_second=sum(tokens[i] for i in seen) / learned.seconds,
-        peak_memory_bytes=_peak_memory_of_all(job.devices),
+        peak_memory_bytes=_peak_memory_of_all(model.device, job.devices),
         device=str(model.device),
         devices=job.devices,
         trainable_parameters=trainable,
@@ -218,8 +228,10 @@ def _silent() -> Reporter:
     return Reporter(Console(quiet=True))
 
 
-def _peak_memory_of_all(devices: int) -> int:
-    peak = torch.tensor(float(peak_memory_bytes()))
+def _peak_memory_of_all(device: torch.device, devices: int) -> int:
+    """Add up the peaks of all processes: of the GPUs' memory where there are any, else of resident memory."""
+    own = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
+    peak = torch.tensor(own, device=device)  # NCCL reduces only what is on its GPU
     if devices > 1:
         torch.distributed.all_reduce(peak)
     return int(peak)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from evaluation.inference import LanguageModel
@@ -83,11 +84,21 @@ class Validator(TrainerCallback):
         self._model.model.eval()
         losses = self._model.example_losses(self._examples)
         self._model.model.train()
-        self.log.losses[state.global_step] = sum(loss.nll for loss in losses) / sum(loss.tokens for loss in losses)
+        mean = sum(loss.nll for loss in losses) / sum(loss.tokens for loss in losses)
+        self.log.losses[state.global_step] = _of_first_process(mean, args.device)
         if self.log.best_step == state.global_step:
             self.log.best_weights = adapter_weights(self._model.model)
         if self._patience is not None and self.log.since_best() >= self._patience:
             control.should_training_stop = True
+
+
+def _of_first_process(value: float, device: torch.device) -> float:
+    """Return the first process's value in every process, so that all of them decide alike."""
+    if not torch.distributed.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return float(shared)
 
 
 class Recorder(TrainerCallback):

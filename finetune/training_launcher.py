@@ -18,11 +18,13 @@ from torch.distributed.run import parse_args, run
 from evaluation.files import write_text
 from finetune.errors import TrainingStopped
 from finetune.launch import ERROR_FILE
+from finetune.machine import end_with_parent
 from finetune.training_job import TrainingJob
 
 
 def main(arguments: list[str]) -> int:
     """Start the processes of a job and wait for them; a killed one is written beside the job for the launcher."""
+    end_with_parent()
     (job_file,) = arguments
     job = TrainingJob.model_validate_json(Path(job_file).read_bytes())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):

@@ -11,6 +11,7 @@ from evaluation.quiet import quiet_libraries
 from finetune.console import Reporter
 from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE
+from finetune.machine import end_with_parent
 from finetune.training import train
 from finetune.training_job import TrainingJob
 
@@ -18,12 +19,15 @@ from finetune.training_job import TrainingJob
 def main(arguments: list[str]) -> int:
     """Train this process's share; what stops it is written beside the job for the launcher to pass on."""
     quiet_libraries()
+    end_with_parent()
     job = TrainingJob.model_validate_json(Path(arguments[0]).read_bytes())
     try:
         train(job, Reporter())
     except UserError as error:
         return _note(job, error)
     except RuntimeError as error:  # torch's own: no memory left, or another process that is gone
+        if (job.run_folder / ERROR_FILE).exists():
+            return TrainingStopped.exit_code  # the process that is gone has said why
         first = str(error).strip().partition("\n")[0]
         return _note(job, TrainingStopped(f"a training process failed: {first}", where="training.devices"))
     return 0

@@ -125,13 +125,13 @@ def test_outputs_without_a_marker_are_not_finished(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_beginning_removes_what_would_speak_of_replaced_outputs(run: RunDirectory, stage: Stage) -> None:
-    run.begin(stage)
+def test_what_speaks_of_replaced_outputs_is_removed(run: RunDirectory, stage: Stage) -> None:
+    run.remove_outdated(stage)
     for one in STAGES:
         outdated = one in OUTDATED_BY[stage]
         assert (run.marker(one) is None) == outdated
         assert all((run.folder / name).exists() != outdated for name in OUTPUTS[one])
-    run.begin(stage)  # once more, with nothing there
+    run.remove_outdated(stage)  # once more, with nothing there
 
 
 def test_a_stage_that_fails_has_lost_nothing(run: RunDirectory) -> None:

@@ -105,7 +105,7 @@ def test_gradient_would_be_destroyed_without_the_guard(folder: Path) -> None:
     with pytest.raises(AssertionError, match="repacked by bitsandbytes"):
         assert_unpacked(model)
     with pytest.raises(AssertionError, match="repacked by bitsandbytes"):
-        dequantized_weights(model.get_base_model())
+        dict(dequantized_weights(model.get_base_model()))
     assert torch.cosine_similarity(gradient(model).float(), before.float(), dim=0) < 0.99
 
 
@@ -115,7 +115,7 @@ def test_dequantized_weights_are_what_the_forward_pass_multiplies_with(
     folder: Path, dtype: str, double_quant: bool
 ) -> None:
     model = load(folder, Quantization("nf4", double_quant), dtype)
-    weights = dequantized_weights(model)
+    weights = dict(dequantized_weights(model))
     modules = dict(model.named_modules())
     assert len(weights) == LINEAR_LAYERS
     for name, weight in weights.items():
