@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 
@@ -70,7 +71,7 @@ def describe_environment() -> Environment:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (FileNotFoundError, StopIteration):
         return platform.processor() or platform.machine()
