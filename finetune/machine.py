@@ -9,7 +9,6 @@ import resource
 import signal
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 
@@ -71,7 +70,7 @@ def describe_environment() -> Environment:
 
 def _processor() -> str:
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (FileNotFoundError, StopIteration):
         return platform.processor() or platform.machine()
