@@ -86,9 +86,9 @@ class Renderer:
         if conversation.layout == "plain":
             return (
                 *self.first_ids,
-                *(i for message in conversation.messages for i in self._encode(message.content)),
+                *(i for message in conversation.messages for i in self.encode(message.content)),
             )
-        return tuple(self._encode(self._chat_text(conversation.messages, ask=True)))
+        return tuple(self.encode(self.chat_text(conversation.messages, ask=True)))
 
     def answer(self, prompt: Conversation, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer to this prompt, with the token that ends the turn."""
@@ -112,7 +112,7 @@ class Renderer:
         ids = list(self.first_ids)
         labels = [IGNORE] * len(ids)
         for message in conversation.messages:
-            piece = self._encode(message.content)
+            piece = self.encode(message.content)
             ids += piece
             labels += piece if message.role == "assistant" else [IGNORE] * len(piece)
         end = self._end_of_sequence()
@@ -121,20 +121,20 @@ class Renderer:
         return Example((*ids, end), tuple(labels))
 
     def _chat_spans(self, messages: tuple[Message, ...], turns: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
-        whole = self._chat_text(messages, ask=False)
-        ids = self._encode(whole)
+        whole = self.chat_text(messages, ask=False)
+        ids = self.encode(whole)
         spans = []
         for turn in turns:
             before, upto = (
-                self._chat_text(messages[:turn], ask=True),
-                self._chat_text(messages[: turn + 1], ask=False),
+                self.chat_text(messages[:turn], ask=True),
+                self.chat_text(messages[: turn + 1], ask=False),
             )
             if not (upto.startswith(before) and whole.startswith(upto)):
                 raise Unrenderable(
                     "template_rewrites_history", f"the chat template changes earlier text at turn {turn + 1}"
                 )
-            start = len(self._encode(before))
-            if ids[:start] != self._encode(before):
+            start = len(self.encode(before))
+            if ids[:start] != self.encode(before):
                 raise Unrenderable(
                     "answer_merges_with_prompt",
                     f"the first characters of turn {turn + 1} merge with what comes before",
@@ -152,7 +152,8 @@ class Renderer:
             hint="use a base whose chat template ends turns with its end-of-sequence or end-of-turn token",
         )
 
-    def _chat_text(self, messages: tuple[Message, ...], *, ask: bool) -> str:
+    def chat_text(self, messages: tuple[Message, ...], *, ask: bool) -> str:
+        """Render a chat as text, with what asks for an answer behind it where `ask` says so."""
         if not self.tokenizer.chat_template:
             raise DataError(
                 "the base has no chat template, and these rows are chats",
@@ -168,7 +169,8 @@ class Renderer:
             )
         )
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Tokenize text as it is; control tokens that are written out in it become themselves."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _convention_at_start(self) -> tuple[int, ...]:

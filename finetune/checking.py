@@ -12,7 +12,8 @@ from rich.markup import escape
 from evaluation.task_file import list_bundled_tasks
 from finetune.errors import Problem, RecipeError, UserError
 from finetune.pypi import PYPI_PREFIX
-from finetune.recipe import HeldOutSource, Recipe, Source
+from finetune.recipe import Recipe
+from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_file import LoadedRecipe, load_recipe
 from finetune.row_templates import check_columns, load_row_template
 from finetune.rows import HUB_PREFIX
@@ -68,7 +69,7 @@ def _machine_problems(loaded: LoadedRecipe) -> list[Problem]:
 
 
 def _sources(recipe: Recipe) -> list[tuple[str, Source]]:
-    named = [(f"data.train.{i}", source) for i, source in enumerate(recipe.data.train)]
+    named: list[tuple[str, Source]] = [(f"data.train.{i}", source) for i, source in enumerate(recipe.data.train)]
     return (
         [*named, ("data.held_out", recipe.data.held_out)] if isinstance(recipe.data.held_out, HeldOutSource) else named
     )

@@ -17,7 +17,8 @@ from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import describe_environment, peak_memory_bytes, versions
 from finetune.prepare_rows import held_out_source
-from finetune.recipe import Base, Recipe, Source
+from finetune.recipe import Base, Recipe
+from finetune.recipe_data import Source
 from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template

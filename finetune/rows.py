@@ -13,7 +13,7 @@ from evaluation.files import sha256_of_file, sha256_of_folder, sha256_of_json
 from finetune.errors import DataError, nearest
 from finetune.icd10 import read_icd10_chapters
 from finetune.pypi import PYPI_PREFIX, fetch_pypi
-from finetune.recipe import Source
+from finetune.recipe_data import Source
 from finetune.row_files import Record, Unreadable, read_csv, read_json, read_jsonl
 
 HUB_PREFIX = "hub:"

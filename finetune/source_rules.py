@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from finetune.errors import nearest
-from finetune.recipe import HeldOutSource, Recipe, Source
+from finetune.recipe import Recipe
+from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_document import Finding, KeyPath
 from finetune.row_templates import is_template_file, list_row_templates, load_row_template, template_hint
 

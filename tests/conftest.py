@@ -8,3 +8,40 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from figures import Figures
+
+FIGURES = pytest.StashKey[Figures]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the size of the laws on data."""
+    parser.addoption(
+        "--figures",
+        action="store_true",
+        help="run the laws on data in full size and write their figures to docs/guarantees.md",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the figures of this session."""
+    config.stash[FIGURES] = Figures(full=bool(config.getoption("--figures")))
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Return the figures that the laws on data report."""
+    return request.config.stash[FIGURES]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures, and write them down where they were measured in full."""
+    found = config.stash[FIGURES]
+    if not found.lines:
+        return
+    terminalreporter.section("figures" if found.full else "figures (small; --figures measures them in full)")
+    for line in found.table():
+        terminalreporter.line(line)
+    if found.full:
+        found.write()

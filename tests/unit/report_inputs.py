@@ -7,17 +7,8 @@ import random
 from dataclasses import replace
 
 from evaluation.results import Difference, Estimate, Identity, Output, Result
-from finetune.recipe import (
-    Adapter,
-    Base,
-    Data,
-    HeldOutFraction,
-    Quantization,
-    Recipe,
-    Source,
-    Training,
-    Validation,
-)
+from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
+from finetune.recipe_data import Data, HeldOutFraction, Source, Validation
 from finetune.records import (
     Audit,
     Duplicate,

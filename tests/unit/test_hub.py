@@ -15,7 +15,8 @@ import pytest
 from finetune.bases import resolve_base
 from finetune.errors import DataError, MachineError
 from finetune.hub import choose_split_files, fetch_dataset_files, fetch_model, resolve_revision
-from finetune.recipe import Base, Source
+from finetune.recipe import Base
+from finetune.recipe_data import Source
 from finetune.rows import read_rows, resolve_source
 
 COMMIT = "c" * 40

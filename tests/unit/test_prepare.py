@@ -20,7 +20,8 @@ from finetune.errors import DataError
 from finetune.prepare import Prepared, all_set_aside, build_task, prepare, prepare_rows, spans_of
 from finetune.prepare_examples import refuse_too_long, render_rows
 from finetune.prepare_rows import Parts, UsableRow, account, assign, group_columns, read_source
-from finetune.recipe import Data, Recipe
+from finetune.recipe import Recipe
+from finetune.recipe_data import Data
 from finetune.records import Audit
 from finetune.run_directory import RunDirectory
 

@@ -15,7 +15,7 @@ import pytest
 from evaluation.files import sha256_of_file
 from finetune.cache import file_entry
 from finetune.errors import DataError
-from finetune.recipe import Source
+from finetune.recipe_data import Source
 from finetune.rows import BadRow, Row, read_rows, resolve_source, row_key
 
 COMMIT = "0" * 40
