@@ -18,10 +18,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -58,21 +56,6 @@ class ModelSpec:
     def sha256(self) -> tuple[str, str | None]:
         """Hash the model's folder and the adapter's, file by file."""
         return sha256_of_folder(self.path), sha256_of_folder(self.adapter) if self.adapter else None
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder.
-
-    Raises:
-        DataError: the folder holds no tokenizer.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer could be loaded: {_first_line(error)}", where=str(folder)) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
-    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_model(spec: ModelSpec) -> PreTrainedModel | PeftModel:

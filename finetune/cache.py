@@ -3,18 +3,23 @@
 files/<sha256>/<name>    single files, checked again on every use
 gguf/<key>/              models converted from GGUF
 datasets/<key>/          links to the files of one split of a hub data set
+rows/<key>/              what a source's rows became, with their account
+examples/<key>.arrow     what a chunk of conversations became, its hash beside it
 hub/                     laid out by huggingface_hub
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evaluation.files import sha256_of_file
+import evaluation
+import finetune
+from evaluation.files import sha256_of_file, sha256_of_json
 
 CONVERTER_VERSION = 1
 """Part of the key of a converted GGUF file: raised when the same file would be converted differently."""
@@ -43,6 +48,24 @@ def gguf_entry(cache: Path, key: str) -> Path:
 def hub_folder(cache: Path) -> Path:
     """Name the folder that huggingface_hub keeps its snapshots in."""
     return cache / "hub"
+
+
+def rows_entry(cache: Path, key: str) -> Path:
+    """Name the folder of what a source's rows became."""
+    return cache / "rows" / key
+
+
+def examples_entry(cache: Path, key: str) -> Path:
+    """Name the file of what a chunk of conversations became."""
+    return cache / "examples" / key[:2] / f"{key}.arrow"
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash the source files of both packages: what other code made is never taken for what this code makes."""
+    folders = [Path(str(package.__file__)).parent for package in (evaluation, finetune)]
+    files = sorted(path for folder in folders for path in folder.glob("*.py"))
+    return sha256_of_json([[path.parent.name, path.name, sha256_of_file(path)] for path in files])
 
 
 def is_intact(entry: Path, sha256: str) -> bool:

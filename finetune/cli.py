@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -62,6 +62,12 @@ Cache = Annotated[Path | None, typer.Option(help="Folder for fetched bases and d
 Devices = Annotated[str | None, typer.Option(metavar="N|all", help="GPUs (processes on a CPU); overrides the recipe.")]
 
 
+Masks = Annotated[
+    Literal["sample", "full"] | None,
+    typer.Option("--audit", help="Compute the masks of a sample or of all examples in a second way."),
+]
+
+
 class Listed(StrEnum):
     """What `finetune list` can list."""
 
@@ -77,15 +83,18 @@ def run(
     out: Out = None,
     cache: Cache = None,
     devices: Devices = None,
+    audit: Masks = None,
 ) -> None:
     """Run every stage of a recipe: prepare, train, merge, evaluate, report. Finished stages are skipped."""
-    _run(_load(recipe, settings, devices), out, cache, "report")
+    _run(_load(recipe, settings, devices, audit), out, cache, "report")
 
 
 @app.command(epilog="Example: finetune prepare my-recipe.yaml")
-def prepare(recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None) -> None:
+def prepare(
+    recipe: RecipeName, settings: Settings = None, out: Out = None, cache: Cache = None, audit: Masks = None
+) -> None:
     """Read, split, render and audit the data, and stop before training."""
-    _run(_load(recipe, settings), out, cache, "prepare")
+    _run(_load(recipe, settings, audit=audit), out, cache, "prepare")
 
 
 @app.command(epilog="Example: finetune train llama3.1-8b-qlora-chat --devices all")
@@ -159,6 +168,33 @@ def preview(
     preview_recipe(_load(recipe, settings), rows, cache)
 
 
+@app.command(epilog="Example: finetune init cases.csv --out cases.yaml")
+def init(
+    file: Annotated[Path, typer.Argument(help="Your rows: .csv, .json, .jsonl or .parquet.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where the recipe is written; <name>.yaml if not given.")] = None,
+    base: Annotated[str | None, typer.Option(help="Model of the hub; a small one for a CPU if not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; from the file's name if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a recipe that is there.")] = False,
+) -> None:
+    """Look at your file, guess what its columns are, and write a commented recipe for it."""
+    from finetune.initialize import init_recipe
+
+    init_recipe(file, out, base, name, force)
+
+
+@app.command(epilog="Example: finetune rows runs/my-recipe --reason too_long")
+def rows(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    reason: Annotated[str | None, typer.Option(help="Only rows set aside for this reason.")] = None,
+    line: Annotated[int | None, typer.Option(min=1, help="Only this line, with what stands there.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Rows to list.")] = 20,
+) -> None:
+    """List the rows that a run did not use, each with its file, line and reason."""
+    from finetune.set_aside import show_set_aside
+
+    show_set_aside(run, reason, line, most)
+
+
 @app.command("list", epilog="Example: finetune list templates")
 def list_things(
     what: Annotated[Listed, typer.Argument(help="recipes, templates or runs.")] = Listed.recipes,
@@ -176,10 +212,14 @@ def list_things(
             listing.list_runs(runs)
 
 
-def _load(recipe: str, settings: list[str] | None, devices: str | None = None) -> LoadedRecipe:
+def _load(
+    recipe: str, settings: list[str] | None, devices: str | None = None, audit: str | None = None
+) -> LoadedRecipe:
     from finetune.recipe_file import load_recipe
 
-    return load_recipe(recipe, [*(settings or []), *([f"training.devices={devices}"] if devices else [])])
+    options = {"training.devices": devices, "data.audit.masks": audit}
+    stated = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return load_recipe(recipe, [*(settings or []), *stated])
 
 
 def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stage) -> None:

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 PLAIN_LINES = 10
 """Lines that a bar leaves where there is no terminal to draw it on."""
@@ -33,9 +34,13 @@ class Reporter:
         """Print one line."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self.console.print(table)
+
     @contextmanager
-    def bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar and yield the function that advances it by a number of items."""
+    def bar(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show a bar, or a count where the total is not known, and yield what advances it by a number of items."""
         with self._progress(MofNCompleteColumn()) as progress:
             task = progress.add_task(description, total=total, status="")
             yield lambda count: progress.advance(task, count)

@@ -15,7 +15,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from evaluation.inference import LanguageModel
-from evaluation.model import DTYPES, ModelSpec, dequantized_weights, load_base, load_tokenizer
+from evaluation.model import DTYPES, ModelSpec, dequantized_weights, load_base
+from evaluation.tokenizer import load_tokenizer
 from evaluation.rendering import Renderer
 
 Onto = Literal["full_precision", "dequantized"]

@@ -16,7 +16,6 @@ from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import describe_environment, peak_memory_bytes, versions
-from finetune.prepare_rows import held_out_source
 from finetune.recipe import Base, Recipe
 from finetune.recipe_data import Source
 from finetune.recipe_file import LoadedRecipe
@@ -91,7 +90,7 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     """Fetch and hash what the recipe names."""
     recipe = loaded.recipe
     base = resolve_base(_pinned(recipe.base, directory), cache, reporter.say)
-    sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in _all_sources(recipe)}
+    sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
     return Run(loaded, directory, cache, reporter, base, sources)
 
 
@@ -150,14 +149,13 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
     shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": packages}
     match stage:
         case "prepare":
-            templates = {source.rows: _template_hash(source.rows) for source in _all_sources(recipe)}
-            answer_length = str(recipe.evaluation.max_new_tokens)
-            return (
-                shared
-                | {"data": _hash(recipe.data), "evaluation.max_new_tokens": answer_length}
-                | run.sources
-                | templates
-            )
+            templates = {source.rows: _template_hash(source.rows) for source in recipe.data.sources}
+            sections = {"data": _hash(recipe.data), "privacy": _hash(recipe.privacy)}
+            scored = {
+                "evaluation.max_new_tokens": str(recipe.evaluation.max_new_tokens),
+                "task files": _tasks_hash(recipe),  # no row of theirs may stand among the training rows
+            }
+            return shared | sections | scored | run.sources | templates
         case "train":
             sections = {
                 "adapter": _hash(recipe.adapter),
@@ -182,7 +180,7 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
         case "evaluate":
             return shared | {
                 "evaluation": _hash(recipe.evaluation),
-                "task files": sha256_of_json([_task_hash(name) for name in recipe.evaluation.tasks]),
+                "task files": _tasks_hash(recipe),
                 "merged weights": directory.output_hash("merge"),
                 "adapter weights": directory.output_hash("train"),
                 "prepared data": directory.output_hash("prepare"),
@@ -253,11 +251,6 @@ def _hash(section: BaseModel | None) -> str:
     return sha256_of_json(section.model_dump(mode="json") if section else None)
 
 
-def _all_sources(recipe: Recipe) -> list[Source]:
-    own = held_out_source(recipe.data)
-    return [*recipe.data.train, *([own] if own else [])]
-
-
 def _source_name(source: Source) -> str:
     return f"{source.source} [{source.split}]" if source.split else source.source
 
@@ -271,5 +264,6 @@ def _template_hash(name: str) -> str:
     return _hash(load_row_template(name))
 
 
-def _task_hash(name: str) -> str:
-    return HELD_OUT_TASK if name == HELD_OUT_TASK else load_task(name).sha256
+def _tasks_hash(recipe: Recipe) -> str:
+    names = recipe.evaluation.tasks
+    return sha256_of_json([name if name == HELD_OUT_TASK else load_task(name).sha256 for name in names])

@@ -1,223 +1,111 @@
-"""The data stage: read, split, render, check for leaks, and account for every row."""
+"""The data stage: read, split, look for leaks, render, audit, and account for every row.
+
+No step holds all rows: they are numbers while they are assigned, and go from disk to disk while they are rendered.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
-import yaml
+from evaluation.template_laws import check_template
 
-from evaluation.files import sha256_of_json, staged_folder, write_jsonl, write_model, write_text
-from evaluation.model import load_tokenizer
-from evaluation.overlap import TrainPair, find_overlaps, prompt_text
-from evaluation.rendering import IGNORE, Example, Renderer
-from evaluation.task import Sample, Task
+from evaluation.conversation import Conversation
+from evaluation.files import staged_folder, write_jsonl, write_model
+from evaluation.rendering import Example
+from finetune.audit_table import audit_table
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.example_files import write_examples
-from finetune.prepare_examples import Rendered, refuse_too_long, render_rows
-from finetune.prepare_rows import (
-    Parts,
-    ReadSource,
-    UsableRow,
-    account,
-    assign,
-    group_columns,
-    held_out_source,
-    read_source,
-)
+from finetune.prepare_audit import build_audit
+from finetune.prepare_chunks import Rendering, render_chunks, renderer_hash
+from finetune.prepare_examples import load_renderer, scored_settings, train_settings
+from finetune.prepare_found import Prepared
+from finetune.prepare_leaks import find_leaks
+from finetune.prepare_limits import refuse_beyond_limits
+from finetune.prepare_part import Keep, Part, refuse_too_long, sample_of
+from finetune.prepare_parts import Numbers, assign, weigh
+from finetune.prepare_sources import collect
+from finetune.prepare_task import write_task
 from finetune.recipe import Recipe
-from finetune.recipe_data import Data
-from finetune.records import Audit, Duplicate, SetAside, TokenSpan, TokenStatistics
-from finetune.run_directory import HELD_OUT_TASK, RunDirectory
+from finetune.records import Audit
+from finetune.row_store import StoredRow
+from finetune.run_directory import RunDirectory
+from finetune.workers import count_workers
 
-MASK_PREVIEWS = 5
-"""Training examples that the audit shows token by token."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that the data stage found, before it is written."""
-
-    train: Rendered
-    validation: Rendered | None
-    held_out: Rendered
-    sources: tuple[ReadSource, ...]
-
-    @property
-    def rendered(self) -> tuple[Rendered, ...]:
-        """The parts that there are."""
-        return (self.train, self.held_out, *([self.validation] if self.validation else []))
+LARGE_PART_ROWS = 20_000
+"""From this many rows on, starting more processes costs less than it saves."""
 
 
 def prepare(recipe: Recipe, run: RunDirectory, base_folder: Path, cache: Path, reporter: Reporter) -> Audit:
-    """Prepare the data of a run and write data/.
+    """Prepare the data of a run and write data/; where it is refused, the rows set aside are written to refused/.
 
     Raises:
         DataError: rows that the recipe does not allow, or none at all.
     """
-    renderer = Renderer(load_tokenizer(base_folder))
-    prepared = prepare_rows(recipe, renderer, cache, reporter)
-    audit = _audit(prepared, renderer)
-    with staged_folder(run.data) as folder:
-        write_examples(folder / "train.arrow", prepared.train.examples)
-        write_jsonl(folder / "train.jsonl", [_sample(row) for row in prepared.train.rows])
-        if prepared.validation is not None:
-            write_examples(folder / "validation.arrow", prepared.validation.examples)
-        write_jsonl(folder / "held_out.jsonl", [_sample(row) for row in prepared.held_out.rows])
-        _write_task(folder / "held_out.task.yaml", build_task(recipe, prepared, renderer))
-        write_jsonl(folder / "set_aside.jsonl", all_set_aside(prepared))
+    began = time.perf_counter()
+    renderer = load_renderer(base_folder)
+    table = collect(recipe, cache, reporter)
+    if any(source.template.kind != "plain" for source in table.sources):
+        check_template(renderer)
+    assigned = assign(recipe.data, table, recipe.seed)
+    leaks = find_leaks(recipe, table, assigned, reporter)
+    prepared = Prepared(table, weigh(recipe.data, table, leaks.without(assigned), recipe.seed), leaks)
+    rendering = Rendering(base_folder, train_settings(recipe), renderer_hash(renderer), cache)
+    with staged_folder(run.data) as folder, run.refusing(prepared.set_aside):
+        _render_parts(prepared, recipe, rendering, folder, reporter)
+        refuse_too_long(recipe.data, [part for part, _ in prepared.purposes])
+        _refuse_nothing_left(recipe, prepared)
+        prepared.seconds = time.perf_counter() - began
+        audit = build_audit(recipe, prepared, renderer)
+        reporter.show(audit_table(audit))
+        refuse_beyond_limits(recipe.data, audit)
+        write_task(folder, recipe, prepared.samples, prepared.classes(), renderer)
+        write_jsonl(folder / "set_aside.jsonl", prepared.set_aside())
         write_model(folder / "audit.json", audit)
-    reporter.say(
-        f"  {audit.train.examples} training, {audit.validation.examples if audit.validation else 0} validation,"
-        f" {audit.held_out_samples} held-out rows; {sum(audit.set_aside_by_reason.values())} set aside;"
-        f" {len(audit.duplicates)} held-out rows also stand in training"
-    )
     return audit
 
 
-def prepare_rows(recipe: Recipe, renderer: Renderer, cache: Path, reporter: Reporter) -> Prepared:
-    """Read every source, assign rows to purposes, and render them."""
-    data, by = recipe.data, group_columns(recipe.data)
-    sources = [read_source(source, by, cache, reporter.say) for source in data.train]
-    own = held_out_source(data)
-    held_out = read_source(own, None, cache, reporter.say) if own else None
-    parts = assign(data, sources, held_out, recipe.seed)
-    total = len(parts.train) + len(parts.validation) + len(parts.held_out)
+def _render_parts(prepared: Prepared, recipe: Recipe, rendering: Rendering, folder: Path, reporter: Reporter) -> None:
+    """Render every part, a chunk at a time, and write its examples; held-out rows become samples."""
+    parts = prepared.parts
+    total = sum(len(numbers) for _, numbers in prepared.purposes)
+    training = replace(rendering, workers=count_workers() if total >= LARGE_PART_ROWS else 1)
+    scored = replace(training, settings=scored_settings(recipe))
     with reporter.bar("render and tokenize", total) as advance:
-        prepared = Prepared(
-            train=render_rows(parts.train, data, renderer, advance),
-            validation=render_rows(parts.validation, data, renderer, advance) if data.validation else None,
-            held_out=render_rows(parts.held_out, _scored_like(data), renderer, advance),
-            sources=(*sources, *([held_out] if held_out else [])),
-        )
-    refuse_too_long(data, prepared.rendered)
-    if not all(part.rows for part in prepared.rendered):
-        raise DataError("no rows are left after rendering", where="data", hint=_most_common_reason(prepared))
-    return prepared
+
+        def examples(part: Part, numbers: Numbers, how: Rendering, keep: Keep) -> Iterator[Example]:
+            chunks = render_chunks(how, prepared.table.rows(numbers.tolist()), advance)
+            return part.examples(chunks, numbers, keep)
+
+        with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
+            keep = functools.partial(_keep_train, prepared, file)
+            write_examples(folder / "train.arrow", examples(prepared.train, parts.train, training, keep))
+        if recipe.data.validation is not None:
+            kept = examples(prepared.validation, parts.validation, training, prepared.keep_answer)
+            write_examples(folder / "validation.arrow", kept)
+        # What is scored is rendered again from its sample: only the account of these examples is wanted.
+        deque(examples(prepared.held_out, parts.held_out, scored, prepared.keep_sample), maxlen=0)
 
 
-def build_task(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Task:
-    """Make the held-out rows a task: a choice where every row is a classification, else free text."""
-    rows = prepared.held_out.rows
-    labels = _labels(prepared)
-    plain_text = all(len(row.conversation.messages) == 1 for row in rows)
-    lengths = [len(renderer.answer(row.conversation.prompt(), row.conversation.answer())) for row in rows]
-    return Task(
-        version=1,
-        name=HELD_OUT_TASK,
-        description=f"held-out rows of {recipe.name}",
-        kind="choose" if labels else "token_loss" if plain_text else "generate",
-        samples="held_out.jsonl",
-        options=tuple(sorted(labels)) if labels else (),
-        max_new_tokens=recipe.evaluation.max_new_tokens or int(max(lengths) * 1.5) + 1,
-    )
+def _keep_train(prepared: Prepared, file: TextIO, row: StoredRow, conversation: Conversation) -> None:
+    file.write(sample_of(row, conversation).model_dump_json() + "\n")
+    prepared.observed.see(row, conversation)
 
 
-def all_set_aside(prepared: Prepared) -> list[SetAside]:
-    """List every row that is not used, with its reason."""
-    unread = [row for read in prepared.sources for row in read.set_aside]
-    return unread + [row for part in prepared.rendered for row in part.set_aside]
-
-
-def spans_of(example: Example, renderer: Renderer) -> tuple[TokenSpan, ...]:
-    """Cut an example into runs of tokens that are trained on and runs that are not, as text."""
-    spans: list[TokenSpan] = []
-    start = 0
-    ids, trained = example.input_ids, [label != IGNORE for label in example.labels]
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or trained[end] != trained[start]:
-            spans.append(TokenSpan(text=renderer.text(ids[start:end]), trained=trained[start]))
-            start = end
-    return tuple(spans)
-
-
-def tokenizer_hash(renderer: Renderer) -> str:
-    """Hash the vocabulary."""
-    return sha256_of_json([f"{i} {token}" for token, i in sorted(renderer.tokenizer.get_vocab().items())])
-
-
-def template_hash(renderer: Renderer) -> str:
-    """Hash the chat template."""
-    return sha256_of_json(str(renderer.tokenizer.chat_template or ""))
-
-
-def _most_common_reason(prepared: Prepared) -> str:
-    """Say why most rows were set aside, with one of them."""
-    set_aside = all_set_aside(prepared)
-    if not set_aside:
-        return ""
-    [(reason, count)] = Counter(row.reason for row in set_aside).most_common(1)
-    first = next(row for row in set_aside if row.reason == reason)
-    return f"{count} rows were set aside as {reason}; {first.file}:{first.line}: {first.detail}"
-
-
-def _scored_like(data: Data) -> Data:
-    """Held-out rows are scored on their last answer, whatever is trained on."""
-    return data.model_copy(update={"train_on": "final_assistant"})
-
-
-def _audit(prepared: Prepared, renderer: Renderer) -> Audit:
-    set_aside = all_set_aside(prepared)
-    labels = _labels(prepared)
-    accounted = Parts(
-        prepared.train.rows, prepared.validation.rows if prepared.validation else [], prepared.held_out.rows
-    )
-    return Audit(
-        sources=tuple(account(read, accounted, set_aside) for read in prepared.sources),
-        set_aside_by_reason=dict(Counter(row.reason for row in set_aside).most_common()),
-        train=_statistics(prepared.train.examples),
-        validation=_statistics(prepared.validation.examples) if prepared.validation else None,
-        held_out_samples=len(prepared.held_out.rows),
-        truncated=sum(part.truncated for part in prepared.rendered),
-        duplicates=_duplicates(prepared, compare_answers=labels is None),
-        labels=dict(Counter(row.conversation.answer() for row in prepared.train.rows).most_common())
-        if labels
-        else None,
-        mask_preview=tuple(spans_of(example, renderer) for example in prepared.train.examples[:MASK_PREVIEWS]),
-        tokenizer_sha256=tokenizer_hash(renderer),
-        template_sha256=template_hash(renderer),
-    )
-
-
-def _labels(prepared: Prepared) -> set[str] | None:
-    """Return the labels of a classification; none where any row is something else."""
-    rows = [row for part in prepared.rendered for row in part.rows]
-    if not all(row.template.label_column for row in rows):
-        return None
-    return {row.conversation.answer() for row in rows}
-
-
-def _statistics(examples: Sequence[Example]) -> TokenStatistics:
-    lengths = sorted(len(example.input_ids) for example in examples)
-    return TokenStatistics(
-        examples=len(examples),
-        tokens=sum(lengths),
-        trained_tokens=sum(example.trained_tokens for example in examples),
-        shortest=lengths[0],
-        median=int(statistics.median(lengths)),
-        percentile_95=lengths[int(0.95 * (len(lengths) - 1))],
-        longest=lengths[-1],
-    )
-
-
-def _duplicates(prepared: Prepared, *, compare_answers: bool) -> tuple[Duplicate, ...]:
-    pairs = (
-        TrainPair(row.id, prompt_text(row.conversation.prompt()), row.conversation.answer())
-        for row in prepared.train.rows
-    )
-    samples = [_sample(row) for row in prepared.held_out.rows]
-    found = find_overlaps(pairs, samples, compare_answers=compare_answers)
-    return tuple(Duplicate(held_out=o.held_out, train=o.train, kind=o.kind, part=o.part) for o in found)
-
-
-def _sample(row: UsableRow) -> Sample:
-    return Sample(id=row.id, prompt=row.conversation.prompt(), reference=row.conversation.answer(), group=row.group)
-
-
-def _write_task(path: Path, task: Task) -> None:
-
-    write_text(path, yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def _refuse_nothing_left(recipe: Recipe, prepared: Prepared) -> None:
+    wanted = [prepared.train, prepared.held_out, *([prepared.validation] if recipe.data.validation else [])]
+    if all(part.rows for part in wanted):
+        return
+    reasons = Counter(row.reason for row in prepared.set_aside()).most_common(1)
+    hint = ""
+    if reasons:
+        [(reason, count)] = reasons
+        first = next(row for row in prepared.set_aside() if row.reason == reason)
+        hint = f"{count} rows were set aside as {reason}; {first.file}:{first.line}: {first.detail}"
+    raise DataError("no rows are left after rendering", where="data", hint=hint)

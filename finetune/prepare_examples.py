@@ -1,83 +1,168 @@
-"""From conversations to examples of at most `max_tokens`: an answer is never cut, and every change is counted."""
+"""From conversations to examples of at most `max_tokens`, chunk by chunk: an answer is never cut, every change is told.
+
+A chunk is a pure function of its conversations and of `RenderSettings`, so that any process may make it and what was
+made once is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from evaluation.mask_oracle import check_masks
+from pydantic import JsonValue
 
 from evaluation.conversation import Conversation, Message
-from evaluation.rendering import Example, Renderer, Unrenderable
-from finetune.errors import DataError
-from finetune.prepare_rows import UsableRow
-from finetune.recipe_data import Data
-from finetune.records import SetAside
+from evaluation.rendering import IGNORE, Example, Renderer, TrainOn, Unrenderable
+from evaluation.tokenizer import load_tokenizer
+from finetune.augmentation import augment
+from finetune.recipe import Recipe
+from finetune.recipe_data import Augmentation
+from finetune.row_store import StoredRow
 
-NAMED_ROWS = 5
-"""Rows that a refusal names."""
+Overflow = Literal["refuse", "drop", "truncate", "split"]
 
-
-@dataclass
-class Rendered:
-    """Rows that became examples, in order, and those that did not."""
-
-    rows: list[UsableRow] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    set_aside: list[SetAside] = field(default_factory=list)
-    too_long: list[tuple[UsableRow, int]] = field(default_factory=list)
-    """Rows over the limit with their length in tokens; they are set aside, unless the recipe refuses them."""
-    truncated: int = 0
+TOO_LONG = "too_long"
+"""Reason code of rows over the limit that the recipe neither shortens nor splits."""
 
 
-def render_rows(rows: Sequence[UsableRow], data: Data, renderer: Renderer, advance: Callable[[int], None]) -> Rendered:
-    """Render rows; those that are too long are shortened or set aside, as the recipe says."""
-    rendered = Rendered()
-    for row in rows:
-        advance(1)
-        try:
-            example = renderer.example(row.conversation, data.train_on)
-        except Unrenderable as unrenderable:
-            rendered.set_aside.append(_aside(row, unrenderable.reason, unrenderable.what))
-            continue
-        if len(example.input_ids) <= data.max_tokens:
-            _use(rendered, row, example)
-        elif data.overflow == "truncate":
-            _truncate(rendered, row, data, renderer)
-        else:
-            length = len(example.input_ids)
-            rendered.too_long.append((row, length))
-            rendered.set_aside.append(_aside(row, "too_long", f"{length} tokens, {data.max_tokens} allowed"))
-    return rendered
+@dataclass(frozen=True)
+class RenderSettings:
+    """Everything that decides what a conversation becomes, beside the conversation and the tokenizer."""
+
+    train_on: TrainOn
+    max_tokens: int
+    overflow: Overflow
+    check_masks: bool
+    """Whether every mask is computed in the second way as well."""
+    augmentation: Augmentation | None
+    seed: int
+
+    def as_json(self) -> JsonValue:
+        """Spell the settings out, for a hash."""
+        altered = self.augmentation.model_dump(mode="json") if self.augmentation else None
+        plain = [self.train_on, self.max_tokens, self.overflow, self.check_masks]
+        return [*plain, altered, self.seed if altered else None]
 
 
-def refuse_too_long(data: Data, parts: Sequence[Rendered]) -> None:
-    """Refuse rows that are too long, of all parts at once, where the recipe says so.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row, or of an altered copy of it: an example, or the reason why not.
+
+    A text that was split has one outcome for each piece.
+    """
+
+    row: int
+    """Position in the chunk."""
+    copy: str = ""
+    """How the copy was altered; empty for the row itself."""
+    example: Example | None = None
+    shortened: str = ""
+    """The conversation as JSON, where its prompt was shortened."""
+    reason: str = ""
+    detail: str = ""
+    tokens: int = 0
+    """Length before anything was done about it."""
+
+
+def train_settings(recipe: Recipe) -> RenderSettings:
+    """Return how training rows are rendered."""
+    data = recipe.data
+    full = data.audit.masks == "full"
+    return RenderSettings(data.train_on, data.max_tokens, data.overflow, full, data.augmentation, recipe.seed)
+
+
+def scored_settings(recipe: Recipe) -> RenderSettings:
+    """Return how held-out rows are rendered: scored on their last answer whatever is trained on, and never altered."""
+    return replace(train_settings(recipe), train_on="final_assistant", augmentation=None)
+
+
+@functools.lru_cache(maxsize=1)
+def load_renderer(base_folder: Path) -> Renderer:
+    """Load the tokenizer of a base once for each process."""
+    return Renderer(load_tokenizer(base_folder))
+
+
+def render_rows(renderer: Renderer, settings: RenderSettings, rows: Sequence[StoredRow]) -> list[Outcome]:
+    """Render rows; those that are too long are shortened, split or set aside, as the settings say.
 
     Raises:
-        DataError: names the first of them and the length that would do.
+        DataError: the template breaks its laws, or two ways to compute a mask disagree.
     """
-    too_long = [row for part in parts for row in part.too_long]
-    if too_long and data.overflow == "refuse":
-        raise _refusal(too_long, data.max_tokens)
+    given = [(i, "", row.parsed()) for i, row in enumerate(rows)]
+    if settings.augmentation is not None:
+        for i, row in enumerate(rows):
+            copies = augment(given[i][2], row.key, settings.augmentation, settings.seed)
+            given += [(i, kind, conversation) for kind, conversation in copies]
+    rendered = renderer.examples([conversation for _, _, conversation in given], settings.train_on)
+    if settings.check_masks:
+        pairs = zip(given, rendered, strict=True)
+        checked = [(rows[i].id, c, e) for (i, _, c), e in pairs if isinstance(e, Example)]
+        check_masks(renderer, checked, settings.train_on)
+    outcomes: list[Outcome] = []
+    for (row, copy, conversation), example in zip(given, rendered, strict=True):
+        if isinstance(example, Unrenderable):
+            outcomes.append(Outcome(row, copy, reason=example.reason, detail=example.what))
+        else:
+            outcomes += [replace(o, row=row, copy=copy) for o in _fit(conversation, example, settings, renderer)]
+    return outcomes
 
 
-def _use(rendered: Rendered, row: UsableRow, example: Example) -> None:
+def split_example(example: Example, most: int) -> list[Example]:
+    """Cut a text into pieces of at most `most` tokens; every token is learned exactly once.
+
+    A piece begins with the last token of the one before, not learned again: something must come before its first one.
+    """
+    starts = range(0, max(1, len(example.input_ids) - 1), most - 1)
+    pieces = [(example.input_ids[i : i + most], example.labels[i : i + most]) for i in starts]
+    first, *others = pieces
+    return [Example(*first), *(Example(ids, (IGNORE, *labels[1:])) for ids, labels in others)]
+
+
+def joined(pieces: Sequence[Example]) -> Example:
+    """Put the pieces of a split text together again."""
+    first, *others = pieces
+    ids, labels = list(first.input_ids), list(first.labels)
+    for piece in others:
+        ids += piece.input_ids[1:]
+        labels += piece.labels[1:]
+    return Example(tuple(ids), tuple(labels))
+
+
+def _fit(conversation: Conversation, example: Example, settings: RenderSettings, renderer: Renderer) -> list[Outcome]:
+    length = len(example.input_ids)
+    if length <= settings.max_tokens:
+        return [_learnable(example, length)]
+    if settings.overflow == "split" and conversation.layout == "plain" and len(conversation.messages) == 1:
+        return [Outcome(0, example=piece, tokens=length) for piece in split_example(example, settings.max_tokens)]
+    if settings.overflow == "truncate":
+        return [_truncated(conversation, example, settings, renderer)]
+    detail = f"{length} tokens, {settings.max_tokens} allowed"
+    return [Outcome(0, reason=TOO_LONG, detail=detail, tokens=length)]
+
+
+def _learnable(example: Example, length: int, shortened: str = "") -> Outcome:
     if example.trained_tokens == 0:
-        rendered.set_aside.append(_aside(row, "nothing_to_learn", "no token of it would be trained on"))
-        return
-    rendered.rows.append(row)
-    rendered.examples.append(example)
+        return Outcome(0, reason="nothing_to_learn", detail="no token of it would be trained on", tokens=length)
+    return Outcome(0, example=example, shortened=shortened, tokens=length)
 
 
-def _truncate(rendered: Rendered, row: UsableRow, data: Data, renderer: Renderer) -> None:
-    conversation = row.conversation
-    while (example := renderer.example(conversation, data.train_on)) and len(example.input_ids) > data.max_tokens:
-        shorter = _shortened(conversation, len(example.input_ids) - data.max_tokens, renderer)
-        if shorter is None:
-            rendered.set_aside.append(_aside(row, "answer_too_long", "even without its prompt it is too long"))
-            return
-        conversation = shorter
-    _use(rendered, replace(row, conversation=conversation), example)
-    rendered.truncated += 1
+def _truncated(conversation: Conversation, example: Example, settings: RenderSettings, renderer: Renderer) -> Outcome:
+    length, shorter = len(example.input_ids), conversation
+    while len(example.input_ids) > settings.max_tokens:
+        cut = _shortened(shorter, len(example.input_ids) - settings.max_tokens, renderer)
+        if cut is None:
+            detail = f"{length} tokens; even without its prompt it is longer than {settings.max_tokens}"
+            return Outcome(0, reason="answer_too_long", detail=detail, tokens=length)
+        shorter = cut
+        try:
+            example = renderer.example(shorter, settings.train_on)
+        except Unrenderable as unrenderable:
+            return Outcome(0, reason=unrenderable.reason, detail=unrenderable.what, tokens=length)
+    return _learnable(example, length, shorter.model_dump_json(exclude_defaults=True))
 
 
 def _shortened(conversation: Conversation, excess: int, renderer: Renderer) -> Conversation | None:
@@ -86,25 +171,10 @@ def _shortened(conversation: Conversation, excess: int, renderer: Renderer) -> C
     longest = max(asked, key=lambda i: len(conversation.messages[i].content), default=None)
     if longest is None or len(conversation.messages[longest].content) <= 1:
         return None
-    content = conversation.messages[longest].content
-    tokens = renderer.tokenizer.encode(content, add_special_tokens=False)
+    message = conversation.messages[longest]
+    tokens = renderer.encode(message.content)
     share = max(0.0, (len(tokens) - excess) / len(tokens))
-    kept = content[: max(1, min(len(content) - 1, int(len(content) * share)))]
-    messages = list(conversation.messages)
-    messages[longest] = Message(role=messages[longest].role, content=kept)
-    return Conversation(messages=tuple(messages), layout=conversation.layout)
-
-
-def _refusal(too_long: Sequence[tuple[UsableRow, int]], limit: int) -> DataError:
-    named = "\n".join(f"  {row.id}: {length} tokens" for row, length in too_long[:NAMED_ROWS])
-    rest = f"\n  and {len(too_long) - NAMED_ROWS} more" if len(too_long) > NAMED_ROWS else ""
-    longest = max(length for _, length in too_long)
-    return DataError(
-        f"{len(too_long)} rows are longer than data.max_tokens ({limit}):\n{named}{rest}",
-        where="data.overflow",
-        hint=f"--set data.max_tokens={longest}, or --set data.overflow=drop (or truncate, which shortens prompts)",
-    )
-
-
-def _aside(row: UsableRow, reason: str, detail: str) -> SetAside:
-    return SetAside(file=row.file, line=row.line, reason=reason, detail=detail)
+    kept = message.content[: max(1, min(len(message.content) - 1, int(len(message.content) * share)))]
+    messages: list[Message] = list(conversation.messages)
+    messages[longest] = message.model_copy(update={"content": kept})
+    return conversation.model_copy(update={"messages": tuple(messages)})

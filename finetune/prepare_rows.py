@@ -1,188 +1,250 @@
-"""From the sources of a recipe to conversations, each for one purpose, and a reason for every row that has none."""
+"""From a source of a recipe to conversations on disk, and a reason for every row that became none.
+
+What a source became is kept in the cache under the hash of everything it depends on, so that a source is read once.
+"""
 
 from __future__ import annotations
 
+import functools
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from evaluation.conversation import Conversation
+from evaluation.files import read_jsonl_lines, sha256_of_file, sha256_of_json, staged_folder, write_jsonl, write_model
+from evaluation.overlap import normalized_for_overlap, prompt_text
+from finetune.cache import code_hash, locked, rows_entry
+from finetune.console import Reporter
 from finetune.errors import DataError, nearest
-from finetune.recipe_data import Data, HeldOutFraction, HeldOutSource, Source
-from finetune.records import SetAside, SourceAccount
-from finetune.row_templates import RowTemplate, RowUnusable, check_columns, load_row_template, to_conversation
+from finetune.privacy import PrivacyScan
+from finetune.recipe_data import Privacy, Source
+from finetune.records import SetAside
+from finetune.row_store import RowStore, StoredRow, write_rows
+from finetune.row_templates import (
+    RowTemplate,
+    RowUnusable,
+    check_columns,
+    check_source_columns,
+    load_row_template,
+    to_conversation,
+)
 from finetune.rows import BadRow, Row, read_rows, resolve_source, row_key
-from finetune.splits import draw, split_by_fraction
+from finetune.secret_patterns import refuse_secrets
+from finetune.workers import chunked, count_workers, map_chunks
+
+ROWS_A_CHUNK = 2000
+"""Rows that one process turns into conversations at a time."""
+LARGE_SOURCE_BYTES = 30_000_000
+"""From this size of a source on, starting more processes costs less than it saves."""
+SECRET = "secret"
+"""Reason code of rows that hold a password or a key."""
 
 
 @dataclass(frozen=True)
-class UsableRow:
-    """A row that became a conversation."""
-
-    file: str
-    line: int
-    key: str
-    """Hash of its columns."""
-    group: str
-    """What splits keep together."""
-    conversation: Conversation
-    template: RowTemplate
-
-    @property
-    def id(self) -> str:
-        """Where the row stands."""
-        return f"{self.file}:{self.line}"
-
-
-@dataclass
-class ReadSource:
-    """A source read to its end; the purposes are filled in by `assign`."""
+class Collected:
+    """A source read to its end."""
 
     source: Source
+    template: RowTemplate
     sha256: str
-    usable: list[UsableRow] = field(default_factory=list)
-    set_aside: list[SetAside] = field(default_factory=list)
+    rows: RowStore
+    set_aside: tuple[SetAside, ...]
+    private: dict[str, int]
+    """Kind of personal data → how often it was found."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Everything that decides what a row becomes, beside the row."""
+
+    template: RowTemplate
+    columns: dict[str, str]
+    group_column: str | None
+    privacy: Privacy | None
+
+    def fingerprint(self, source: Source, sha256: str) -> str:
+        """Hash these settings with a source's name and content, and with the code that applies them."""
+        return sha256_of_json(
+            {
+                "code": code_hash(),
+                "source": source.source,
+                "builder": source.builder,
+                "sha256": sha256,
+                "template": self.template.model_dump(mode="json"),
+                "columns": dict(self.columns),
+                "group": self.group_column,
+                "privacy": self.privacy.model_dump(mode="json") if self.privacy else None,
+            }
+        )
+
+
+class _Summary(BaseModel):
+    """summary.json beside the collected rows: what they must still be like to be used again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows_sha256: str
+    set_aside_sha256: str
+    columns: tuple[str, ...]
+    private: dict[str, int]
 
 
 @dataclass
-class Parts:
-    """Rows by purpose."""
+class _Tally:
+    """What is counted while a source is read."""
 
-    train: list[UsableRow] = field(default_factory=list)
-    validation: list[UsableRow] = field(default_factory=list)
-    held_out: list[UsableRow] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+    columns: set[str] = field(default_factory=set)
+    private: Counter[str] = field(default_factory=Counter)
 
 
-def read_source(source: Source, group_column: str | None, cache: Path, announce: Callable[[str], None]) -> ReadSource:
+@dataclass(frozen=True)
+class _Converted:
+    """What a chunk of rows became."""
+
+    rows: tuple[StoredRow, ...]
+    set_aside: tuple[SetAside, ...]
+    columns: frozenset[str]
+    private: Counter[str]
+
+
+def collect_source(
+    source: Source, group_column: str | None, privacy: Privacy | None, cache: Path, reporter: Reporter
+) -> Collected:
     """Fetch a source, read every row, and turn each into a conversation or set it aside with the reason.
 
     Raises:
-        DataError: the source cannot be read, or a column that the recipe names is in no row.
+        DataError: the source cannot be read, a column that the recipe names is in no row, or a row holds a secret.
     """
+    began = time.perf_counter()
     template = load_row_template(source.rows)
     check_columns(template, source.columns)
-    resolved = resolve_source(source, cache, announce)
-    read = ReadSource(source, resolved.sha256)
-    for row in read_rows(source, resolved.path):
+    resolved = resolve_source(source, cache, reporter.say)
+    settings = RowSettings(template, source.columns, group_column, privacy)
+    entry = rows_entry(cache, settings.fingerprint(source, resolved.sha256))
+    with locked(entry):
+        summary = _load_summary(entry)
+        if summary is None:
+            summary = _build_entry(entry, settings, source, resolved.path, reporter)
+    check_source_columns(template, source.columns, set(summary.columns), source.source)
+    _check_group_column(group_column, summary.columns, source)
+    set_aside = tuple(SetAside.model_validate_json(line) for _, line in read_jsonl_lines(entry / "set_aside.jsonl"))
+    if privacy is None or privacy.secrets == "refuse":
+        refuse_secrets([(row.file, row.line, row.detail) for row in set_aside if row.reason == SECRET])
+    rows = RowStore(entry / "rows.arrow")
+    if not len(rows):
+        raise DataError(_nothing_usable(set_aside), where=source.source)
+    return Collected(source, template, resolved.sha256, rows, set_aside, summary.private, time.perf_counter() - began)
+
+
+def convert_rows(settings: RowSettings, rows: Sequence[Row | BadRow]) -> _Converted:
+    """Turn rows into conversations or set them aside; pure, so that any process may do it."""
+    scan = _privacy_scan(settings.privacy)
+    usable: list[StoredRow] = []
+    set_aside: list[SetAside] = []
+    columns: set[str] = set()
+    private: Counter[str] = Counter()
+    for row in rows:
         if isinstance(row, BadRow):
-            read.set_aside.append(SetAside(file=row.file, line=row.line, reason=row.reason, detail=row.detail))
+            set_aside.append(SetAside(file=row.file, line=row.line, reason=row.reason, detail=row.detail))
             continue
+        columns |= row.values.keys()
         try:
-            conversation = to_conversation(template, row.values, source.columns)
-            group = _group(row, group_column)
+            scanned = scan.scan(to_conversation(settings.template, row.values, settings.columns))
+            if scanned.secrets:
+                raise RowUnusable(SECRET, ", ".join(scanned.secrets))
+            group = _group(row, settings.group_column, scanned.conversation)
         except RowUnusable as unusable:
-            read.set_aside.append(
-                SetAside(file=row.file, line=row.line, reason=unusable.reason, detail=unusable.detail)
-            )
+            aside = SetAside(file=row.file, line=row.line, reason=unusable.reason, detail=unusable.detail)
+            set_aside.append(aside)
             continue
-        read.usable.append(UsableRow(row.file, row.line, row_key(row), group, conversation, template))
-    if not read.usable:
-        raise DataError(_nothing_usable(read), where=source.source)
-    return read
+        private.update(scanned.counts)
+        text = scanned.conversation.model_dump_json(exclude_defaults=True)
+        usable.append(StoredRow(row.file, row.line, row_key(row), group, text))
+    return _Converted(tuple(usable), tuple(set_aside), frozenset(columns), private)
 
 
-def assign(data: Data, sources: Sequence[ReadSource], held_out: ReadSource | None, seed: int) -> Parts:
-    """Split the rows by group and apply the limits; what is assigned depends on content, never on order."""
-    rows = [row for read in sources for row in read.usable]
-    parts = Parts()
-    if isinstance(data.held_out, HeldOutFraction):
-        taken = split_by_fraction([row.group for row in rows], data.held_out.fraction, "held_out")
-        parts.held_out = _limited([rows[i] for i in sorted(taken)], data.held_out.limit, seed)
-        rows = [row for i, row in enumerate(rows) if i not in taken]
-    elif held_out is not None:
-        parts.held_out = _limited(held_out.usable, data.held_out.limit, seed)
-    if data.validation is not None:
-        taken = split_by_fraction([row.group for row in rows], data.validation.fraction, "validation")
-        parts.validation = _limited([rows[i] for i in sorted(taken)], data.validation.limit, seed)
-        rows = [row for i, row in enumerate(rows) if i not in taken]
-    for read in sources:
-        own = {id(row) for row in read.usable}
-        parts.train += _limited([row for row in rows if id(row) in own], read.source.limit, seed)
-    _refuse_empty(data, parts)
-    return parts
+def split_key(conversation: Conversation) -> str:
+    """Return what a row without a group is split by: its question (its text, where there is none) in plain spelling.
 
-
-def account(read: ReadSource, parts: Parts, set_aside: Sequence[SetAside]) -> SourceAccount:
-    """Account for every row of a source; `set_aside` are all of the run, those of later steps among them."""
-    own = {id(row) for row in read.usable}
-    places = {(row.file, row.line) for row in read.usable} | {(a.file, a.line) for a in read.set_aside}
-    counts = {name: sum(id(row) in own for row in rows) for name, rows in vars(parts).items()}
-    aside = sum((a.file, a.line) in places for a in set_aside)
-    total = len(read.usable) + len(read.set_aside)
-    return SourceAccount(
-        source=read.source.source,
-        sha256=read.sha256,
-        rows=total,
-        train=counts["train"],
-        validation=counts["validation"],
-        held_out=counts["held_out"],
-        set_aside=aside,
-        over_limit=total - sum(counts.values()) - aside,
-    )
-
-
-def group_columns(data: Data) -> str | None:
-    """Return the column that splits are made by.
-
-    Raises:
-        DataError: validation and held-out rows are split by different columns, so that a group could straddle.
+    Rows that differ in case, spaces or punctuation alone never stand on two sides of a split.
     """
-    by_validation = data.validation.by if data.validation else None
-    by_held_out = data.held_out.by if isinstance(data.held_out, HeldOutFraction) else by_validation
-    if data.validation and isinstance(data.held_out, HeldOutFraction) and by_validation != by_held_out:
-        raise DataError(
-            f"validation is split by {by_validation!r} and held-out rows by {by_held_out!r}",
-            where="data.validation.by",
-            hint="name the same column in both, so that no group stands on two sides",
+    text = normalized_for_overlap(prompt_text(conversation.prompt()))
+    return sha256_of_json(text or normalized_for_overlap(conversation.answer()) or conversation.answer())
+
+
+def _build_entry(entry: Path, settings: RowSettings, source: Source, location: Path, reporter: Reporter) -> _Summary:
+    """Read the source once and write what it became, whole or not at all."""
+    tally = _Tally()
+    workers = count_workers() if _size(location) >= LARGE_SOURCE_BYTES else 1
+    with staged_folder(entry) as folder:
+        with reporter.bar(f"read {source.source}", None) as advance:
+            chunks = chunked(read_rows(source, location), ROWS_A_CHUNK)
+            converted = map_chunks(functools.partial(convert_rows, settings), chunks, workers)
+            write_rows(folder / "rows.arrow", _counted(converted, tally, advance))
+        write_jsonl(folder / "set_aside.jsonl", tally.set_aside)
+        summary = _Summary(
+            rows_sha256=sha256_of_file(folder / "rows.arrow"),
+            set_aside_sha256=sha256_of_file(folder / "set_aside.jsonl"),
+            columns=tuple(sorted(tally.columns)),
+            private=dict(tally.private),
         )
-    return by_held_out
+        write_model(folder / "summary.json", summary)
+    return summary
 
 
-def held_out_source(data: Data) -> Source | None:
-    """Return the source of the held-out rows, where they have one of their own."""
-    return data.held_out if isinstance(data.held_out, HeldOutSource) else None
+def _counted(converted: Iterator[_Converted], tally: _Tally, advance: Callable[[int], None]) -> Iterator[StoredRow]:
+    for chunk in converted:
+        tally.set_aside += chunk.set_aside
+        tally.columns |= chunk.columns
+        tally.private += chunk.private
+        advance(len(chunk.rows) + len(chunk.set_aside))
+        yield from chunk.rows
 
 
-def _group(row: Row, column: str | None) -> str:
+def _load_summary(entry: Path) -> _Summary | None:
+    """Return the summary of an entry that is whole and unchanged."""
+    try:
+        summary = _Summary.model_validate_json((entry / "summary.json").read_bytes())
+        hashes = (sha256_of_file(entry / "rows.arrow"), sha256_of_file(entry / "set_aside.jsonl"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if hashes == (summary.rows_sha256, summary.set_aside_sha256) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _privacy_scan(privacy: Privacy | None) -> PrivacyScan:
+    return PrivacyScan(privacy)
+
+
+def _group(row: Row, column: str | None, conversation: Conversation) -> str:
     if column is None:
-        return row_key(row)
-    if column not in row.values:
-        raise DataError(
-            f"there is no column {column!r} to split by",
-            where=f"{row.file}:{row.line}",
-            hint=nearest(column, row.values),
-        )
-    value = row.values[column]
+        return split_key(conversation)
+    value = row.values.get(column)
     if value is None or value == "":
         raise RowUnusable("no_group", f"column {column!r} is empty, so the row's side of the split is not known")
     return str(value)
 
 
-def _limited(rows: list[UsableRow], limit: int | None, seed: int) -> list[UsableRow]:
-    if limit is None or limit >= len(rows):
-        return rows
-    return [rows[i] for i in draw([row.key for row in rows], limit, seed)]
+def _check_group_column(column: str | None, seen: Sequence[str], source: Source) -> None:
+    if column is not None and column not in seen:
+        raise DataError(f"there is no column {column!r} to split by", where=source.source, hint=nearest(column, seen))
 
 
-def _refuse_empty(data: Data, parts: Parts) -> None:
-    for name, rows, wanted in (
-        ("train", parts.train, True),
-        ("validation", parts.validation, data.validation is not None),
-        ("held_out", parts.held_out, True),
-    ):
-        if wanted and not rows:
-            raise DataError(
-                f"no rows are left for {name}",
-                where=f"data.{name}",
-                hint="raise the fraction, or bring more rows",
-            )
-
-
-def _nothing_usable(read: ReadSource) -> str:
-    reasons = Counter(row.reason for row in read.set_aside).most_common(3)
+def _nothing_usable(set_aside: Sequence[SetAside]) -> str:
+    reasons = Counter(row.reason for row in set_aside).most_common(3)
     if not reasons:
         return "there are no rows in it"
-    first = read.set_aside[0]
+    first = set_aside[0]
     named = ", ".join(f"{count} × {reason}" for reason, count in reasons)
-    return f"none of its {len(read.set_aside)} rows can be used ({named}); line {first.line}: {first.detail}"
+    return f"none of its {len(set_aside)} rows can be used ({named}); line {first.line}: {first.detail}"
+
+
+def _size(location: Path) -> int:
+    files = [location] if location.is_file() else [path for path in location.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)

@@ -126,7 +126,7 @@ class AuditLimits(Section):
     maximum_set_aside: Share = 0.1
     """Largest share of the rows that may be unusable, without those that `overflow: drop` takes out."""
     maximum_truncated: Share = 0.1
-    """Largest share of the training examples whose prompt may be shortened."""
+    """Largest share of the rows whose prompt may be shortened."""
     maximum_duplicates: Share = 0.5
     """Largest share of the training rows that may repeat an earlier one, word for word or nearly."""
     maximum_class_share: Share = 1.0
@@ -171,6 +171,16 @@ class Data(Section):
     """What the prepared data must be like."""
     leakage: Leakage = Leakage()
     """What happens where scored samples stand among the training rows."""
+
+    @property
+    def held_out_source(self) -> HeldOutSource | None:
+        """The source of the held-out rows, where they have one of their own."""
+        return self.held_out if isinstance(self.held_out, HeldOutSource) else None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source, the held-out one last."""
+        return (*self.train, *([self.held_out_source] if self.held_out_source else []))
 
 
 class Privacy(Section):

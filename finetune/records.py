@@ -50,21 +50,66 @@ class TokenStatistics(_Record):
     """Tokens with a label."""
     shortest: int
     median: int
+    percentile_90: int
     percentile_95: int
+    percentile_99: int
     longest: int
 
 
-class Duplicate(_Record):
-    """A held-out row that also stands among the training rows."""
+class LeakedSample(_Record):
+    """A sample that is scored and also stands among the rows that are trained on."""
 
-    held_out: str
-    """Id of the sample (file:line)."""
+    task: str
+    sample: str
+    """Id of the sample; for held-out rows file:line."""
     train: str
-    """file:line of the training row."""
-    kind: Literal["exact", "normalized"]
-    """Equal as written, or equal after case, punctuation and spaces are dropped."""
+    """file:line of the first such training row."""
+    kind: Literal["exact", "normalized", "ngram", "near"]
+    """Equal as written; equal but for case, punctuation and spaces; 13 words in common; nearly equal."""
     part: Literal["prompt", "answer", "both"]
     """What is equal."""
+
+
+class LeakCount(_Record):
+    """Samples of one task by the strongest way in which they stand among the training rows."""
+
+    task: str
+    samples: int
+    exact: int = 0
+    normalized: int = 0
+    ngram: int = 0
+    near: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the samples that are equal to training rows or share 13 words in a row with them."""
+        return (self.exact + self.normalized + self.ngram) / self.samples
+
+    @property
+    def near_share(self) -> float:
+        """Share of the samples that are nearly equal to training rows."""
+        return self.near / self.samples
+
+
+class Repetition(_Record):
+    """Training rows that repeat an earlier one."""
+
+    rows: int
+    """Training rows that were compared."""
+    exact: int
+    """Equal but for case, punctuation and spaces."""
+    near: int
+    examples: tuple[tuple[str, str], ...]
+    """A few of them: the row, and the earlier one."""
+
+
+class MaskAudit(_Record):
+    """The masks that were computed in a second way; one that differed would have stopped the run."""
+
+    examples: int
+    tokens: int
+    probes: int
+    """Conversations that every run checks beside its own."""
 
 
 class TokenSpan(_Record):
@@ -84,14 +129,39 @@ class Audit(_Record):
     held_out_samples: int
     truncated: int
     """Examples whose prompt was shortened."""
-    duplicates: tuple[Duplicate, ...]
-    """Held-out rows found among the training rows."""
+    split: int
+    """Texts that were cut into several examples."""
+    over_max_tokens: int
+    """Rows that were longer than `data.max_tokens`, whatever was done about it."""
+    repeated: int
+    """Training rows that stand once more, because sources are mixed or classes evened out."""
+    copies: dict[str, int]
+    """Altered copies of training rows, by how they were altered."""
+    turns: dict[str, int]
+    """Role → messages of the training rows."""
+    languages: dict[str, int]
+    """Language (ISO 639-1) → training rows, in a sample of them."""
     labels: dict[str, int] | None
     """Label → training rows, for classification."""
+    repetition: Repetition
+    private: dict[str, int]
+    """Kind of personal data → how often it was found in the rows of all sources."""
+    leaks: tuple[LeakCount, ...]
+    """One for each task that will be scored."""
+    leaked: tuple[LeakedSample, ...]
+    """The samples themselves, at most a thousand."""
+    padding_saved: float
+    """Share of the computed tokens that `training.batches: packed` would save."""
+    masks: MaskAudit
     mask_preview: tuple[tuple[TokenSpan, ...], ...]
     """A few training examples as spans."""
     tokenizer_sha256: str
     template_sha256: str
+    rows_per_second: float
+    """Rows of all sources over the seconds that reading and rendering took."""
+    chunks: int
+    """Chunks of rows that were rendered."""
+    chunks_from_cache: int
 
 
 class StepMetrics(_Record):

@@ -48,6 +48,16 @@ class Table:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Section:
+    """One thing to unfold: its summary is read without opening it."""
+
+    title: str
+    summary: str
+    sentences: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+
 def number(text: str, detail: str = "") -> Cell:
     """Return a cell that is aligned to the right."""
     return Cell(text, detail, numeric=True)
@@ -180,3 +190,8 @@ def _score(metric: str, estimate: Estimate | None) -> Cell:
 def _scores_note(metrics: tuple[str, ...]) -> str:
     lower = " Lower is better for perplexity." if "perplexity" in metrics else ""
     return f"Below each figure: 95 % interval and number of samples n. –: not measured.{lower}"
+
+
+def facts_table(title: str, facts: dict[str, str]) -> Table:
+    """Lay out named facts."""
+    return Table(title, ("", ""), tuple((Cell(name), Cell(fact)) for name, fact in facts.items()))

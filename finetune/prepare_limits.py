@@ -1,0 +1,77 @@
+"""Holds the audit of the data stage against the recipe's limits: beyond them nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune.errors import DataError
+from finetune.recipe_data import Data
+from finetune.records import Audit
+
+
+def refuse_beyond_limits(data: Data, audit: Audit) -> None:
+    """Hold the audit against the recipe's limits.
+
+    Raises:
+        DataError: every limit that does not hold, with the figure and the key that would let it pass.
+    """
+    broken = [*_beyond_audit_limits(data, audit), *_beyond_leakage_limits(data, audit)]
+    if broken:
+        many = f"{len(broken)} limits do" if len(broken) > 1 else "a limit does"
+        raise DataError(
+            f"{many} not hold, and nothing was trained:\n" + "\n".join(f"  {line}" for line in broken),
+            where="data",
+            hint="mend the rows (`finetune rows RUN` lists those set aside), or raise the limit that is named",
+        )
+
+
+def _beyond_audit_limits(data: Data, audit: Audit) -> list[str]:
+    limits = data.audit
+    rows = sum(source.rows for source in audit.sources)
+    asked_for = {"leaks_into_samples", *(("too_long",) if data.overflow == "drop" else ())}
+    aside = sum(count for reason, count in audit.set_aside_by_reason.items() if reason not in asked_for)
+    repeated = audit.repetition.exact + audit.repetition.near
+    labels = audit.labels or {}
+    figures: Sequence[tuple[str, float, float, str]] = (
+        ("maximum_set_aside", aside / rows, limits.maximum_set_aside, "of the rows cannot be used"),
+        ("maximum_truncated", audit.truncated / max(1, rows), limits.maximum_truncated, "of the rows are shortened"),
+        (
+            "maximum_duplicates",
+            repeated / max(1, audit.repetition.rows),
+            limits.maximum_duplicates,
+            "of the training rows repeat an earlier one",
+        ),
+        (
+            "maximum_class_share",
+            max(labels.values(), default=0) / max(1, sum(labels.values())),
+            limits.maximum_class_share,
+            "of the training rows have one label",
+        ),
+    )
+    broken = [
+        f"{share:.1%} {what}, at most {most:.1%} allowed (data.audit.{key})"
+        for key, share, most, what in figures
+        if share > most
+    ]
+    trained = audit.train.trained_tokens / audit.train.tokens
+    if trained < limits.minimum_trained_share:
+        least = f"at least {limits.minimum_trained_share:.2%} wanted (data.audit.minimum_trained_share)"
+        broken.append(f"{trained:.2%} of the training tokens are trained on, {least}")
+    return broken
+
+
+def _beyond_leakage_limits(data: Data, audit: Audit) -> list[str]:
+    limits, broken = data.leakage, []
+    if limits.on_overlap == "set_aside":
+        return broken
+    for leak in audit.leaks:
+        for key, share, most, how in (
+            ("maximum_share", leak.share, limits.maximum_share, "stand"),
+            ("maximum_near_share", leak.near_share, limits.maximum_near_share, "nearly stand"),
+        ):
+            if share > most:
+                broken.append(
+                    f"{share:.1%} of the {leak.samples:,} samples of {leak.task} {how} among the training rows, at most"
+                    f" {most:.1%} allowed (data.leakage.{key}); data.leakage.on_overlap=set_aside takes those rows out"
+                )
+    return broken

@@ -1,0 +1,145 @@
+"""What became of the rows of one purpose: their examples go to the disk as they come, and everything is counted."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.conversation import Conversation
+from evaluation.rendering import Example
+from evaluation.task import Sample
+from finetune.errors import DataError
+from finetune.prepare_chunks import Chunk
+from finetune.prepare_examples import TOO_LONG, Outcome, joined
+from finetune.recipe_data import Data
+from finetune.records import SetAside, TokenStatistics
+from finetune.row_store import StoredRow
+
+Keep = Callable[[StoredRow, Conversation], None]
+
+NAMED_ROWS = 5
+"""Rows that a refusal names."""
+CHECKED_ROWS = 256
+"""Training rows whose masks are computed in a second way at the start of every run."""
+
+
+@dataclass
+class Part:
+    """The account of one purpose's rows."""
+
+    rows: int = 0
+    """Rows that became examples."""
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    """Length of each example."""
+    trained: array[int] = field(default_factory=lambda: array("i"))
+    """Labelled tokens of each example."""
+    set_aside: dict[int, SetAside] = field(default_factory=dict)
+    """By the row's number: a row that stands more than once is set aside once."""
+    too_long: dict[str, int] = field(default_factory=dict)
+    """Rows that the recipe neither shortens nor splits, with their lengths."""
+    over_max_tokens: int = 0
+    truncated: int = 0
+    split: int = 0
+    copies: Counter[str] = field(default_factory=Counter)
+    chunks: int = 0
+    chunks_from_cache: int = 0
+    checked: list[tuple[str, Conversation, Example]] = field(default_factory=list)
+    """Rows spread evenly, with the conversation that was rendered and the whole example."""
+
+    def examples(self, chunks: Iterable[Chunk], numbers: Sequence[int], keep: Keep) -> Iterator[Example]:
+        """Yield the examples of all chunks and count; `keep` is told each row that is used, with its conversation.
+
+        `numbers` are those of the rows that the chunks hold, in order.
+        """
+        every = max(1, len(numbers) // CHECKED_ROWS)
+        for position, (row, outcomes) in enumerate(self._rows(chunks)):
+            self._count(int(numbers[position]), row, outcomes)
+            own = [outcome.example for outcome in outcomes if outcome.example and not outcome.copy]
+            if own:
+                conversation = Conversation.model_validate_json(outcomes[0].shortened or row.conversation)
+                keep(row, conversation)
+                if position % every == 0:
+                    self.checked.append((row.id, conversation, joined(own)))
+            yield from (self._counted(outcome.example) for outcome in outcomes if outcome.example)
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Return the length of each example."""
+        return np.frombuffer(self.tokens, np.int32)
+
+    def statistics(self) -> TokenStatistics:
+        """Return the lengths of the examples; there must be one."""
+        lengths = np.sort(self.lengths())
+        last = len(lengths) - 1
+        at = {share: int(lengths[int(share * last)]) for share in (0.9, 0.95, 0.99)}
+        return TokenStatistics(
+            examples=len(lengths),
+            tokens=int(lengths.sum(dtype=np.int64)),
+            trained_tokens=int(np.frombuffer(self.trained, np.int32).sum(dtype=np.int64)),
+            shortest=int(lengths[0]),
+            median=int(np.median(lengths)),
+            percentile_90=at[0.9],
+            percentile_95=at[0.95],
+            percentile_99=at[0.99],
+            longest=int(lengths[-1]),
+        )
+
+    def _rows(self, chunks: Iterable[Chunk]) -> Iterator[tuple[StoredRow, list[Outcome]]]:
+        """Yield each row with its outcomes, its own first."""
+        for chunk in chunks:
+            self.chunks += 1
+            self.chunks_from_cache += chunk.from_cache
+            outcomes: list[list[Outcome]] = [[] for _ in chunk.rows]
+            for outcome in chunk.outcomes:
+                outcomes[outcome.row].append(outcome)
+            yield from zip(chunk.rows, outcomes, strict=True)
+
+    def _counted(self, example: Example) -> Example:
+        self.tokens.append(len(example.input_ids))
+        self.trained.append(example.trained_tokens)
+        return example
+
+    def _count(self, number: int, row: StoredRow, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.copy:
+                self.copies[outcome.copy] += outcome.example is not None
+            elif outcome.example is None:
+                reason = SetAside(file=row.file, line=row.line, reason=outcome.reason, detail=outcome.detail)
+                self.set_aside[number] = reason
+                if outcome.reason == TOO_LONG:
+                    self.too_long[row.id] = outcome.tokens
+        own = [outcome for outcome in outcomes if not outcome.copy]
+        self.rows += own[0].example is not None
+        self.truncated += bool(own[0].shortened)
+        self.split += len(own) > 1
+        changed = bool(own[0].shortened) or len(own) > 1
+        self.over_max_tokens += changed or own[0].reason in (TOO_LONG, "answer_too_long")
+
+
+def sample_of(row: StoredRow, conversation: Conversation) -> Sample:
+    """Make the sample that a row is scored as: everything before the answer, and the answer."""
+    return Sample(id=row.id, prompt=conversation.prompt(), reference=conversation.answer(), group=row.group)
+
+
+def refuse_too_long(data: Data, parts: Iterable[Part]) -> None:
+    """Refuse rows that are too long, of all parts at once, where the recipe says so.
+
+    Raises:
+        DataError: names the first of them and the length that would do.
+    """
+    too_long = [row for part in parts for row in part.too_long.items()]
+    if not too_long or data.overflow == "drop":
+        return
+    named = "\n".join(f"  {row}: {length} tokens" for row, length in too_long[:NAMED_ROWS])
+    rest = f"\n  and {len(too_long) - NAMED_ROWS} more" if len(too_long) > NAMED_ROWS else ""
+    longest = max(length for _, length in too_long)
+    ways = "data.overflow=drop (or truncate, which shortens prompts; or split, for plain texts)"
+    raise DataError(
+        f"{len(too_long)} rows are longer than data.max_tokens ({data.max_tokens}):\n{named}{rest}",
+        where="data.overflow",
+        hint=f"--set data.max_tokens={longest}, or --set {ways}",
+    )

@@ -1,0 +1,141 @@
+"""Which rows are for what: training, validation, held out. A row is a number here, so that a million are small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.errors import DataError
+from finetune.mixing import balance, mix
+from finetune.prepare_rows import Collected
+from finetune.recipe_data import Data, HeldOutFraction
+from finetune.row_store import ROWS_A_BATCH, StoredRow
+from finetune.splits import draw, split_by_fraction
+from finetune.workers import chunked
+
+Numbers = NDArray[np.int64]
+"""Numbers of rows, counted from 0 over all sources in order."""
+
+
+class RowTable:
+    """The rows of several sources as one sequence."""
+
+    def __init__(self, sources: Sequence[Collected]) -> None:
+        """Take the sources in the order in which their rows are numbered."""
+        self.sources = tuple(sources)
+        self._starts = np.cumsum([0, *(len(read.rows) for read in sources)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def numbers_of(self, source: int) -> Numbers:
+        """Return the numbers of a source's rows."""
+        return np.arange(self._starts[source], self._starts[source + 1])
+
+    def source_of(self, numbers: Numbers) -> NDArray[np.intp]:
+        """Say which source each row is from."""
+        return np.searchsorted(self._starts, numbers, side="right") - 1
+
+    def count_by_source(self, numbers: Numbers) -> list[int]:
+        """Count how many of these rows each source has."""
+        return np.bincount(self.source_of(numbers), minlength=len(self.sources)).tolist()
+
+    def rows(self, numbers: Iterable[int]) -> Iterator[StoredRow]:
+        """Read rows in the order asked for, a batch at a time."""
+        for chunk in chunked(numbers, ROWS_A_BATCH):
+            sources = self.source_of(np.asarray(chunk))
+            pairs = zip(sources.tolist(), chunk, strict=True)
+            for source, run in groupby(pairs, key=lambda pair: pair[0]):
+                start = int(self._starts[source])
+                yield from self.sources[source].rows.rows([number - start for _, number in run])
+
+    def groups(self, sources: int) -> Iterator[str]:
+        """Yield what splits keep together, for every row of the first `sources` sources."""
+        return chain.from_iterable(read.rows.column("group") for read in self.sources[:sources])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows by purpose; training rows may stand more than once, where sources are mixed or classes evened out."""
+
+    train: Numbers
+    validation: Numbers
+    held_out: Numbers
+
+    def counts(self, table: RowTable) -> dict[str, list[int]]:
+        """Count each source's rows by purpose, repeated ones once."""
+        return {
+            name: table.count_by_source(np.unique(numbers))
+            for name, numbers in (("train", self.train), ("validation", self.validation), ("held_out", self.held_out))
+        }
+
+
+def assign(data: Data, table: RowTable, seed: int) -> Parts:
+    """Split the rows by group and apply the limits; what is assigned depends on content, never on order.
+
+    The first sources of the table are those that are trained on; one more, if there is one, is held out whole.
+
+    Raises:
+        DataError: nothing is left for one of the purposes.
+    """
+    trained = len(data.train)
+    rest = np.arange(sum(len(read.rows) for read in table.sources[:trained]))
+    held_out = table.numbers_of(trained) if trained < len(table.sources) else rest[:0]
+    if isinstance(data.held_out, HeldOutFraction):
+        inside = split_by_fraction(table.groups(trained), data.held_out.fraction, "held_out")
+        held_out, rest = _divide(rest, inside)
+    validation = rest[:0]
+    if data.validation is not None:
+        inside = split_by_fraction(table.groups(trained), data.validation.fraction, "validation")
+        validation, rest = _divide(rest, inside)
+        validation = _limited(table, validation, data.validation.limit, seed)
+    source = table.source_of(rest)
+    train = [_limited(table, rest[source == i], given.limit, seed) for i, given in enumerate(data.train)]
+    parts = Parts(np.concatenate(train), validation, _limited(table, held_out, data.held_out.limit, seed))
+    _refuse_empty(data, parts)
+    return parts
+
+
+def weigh(data: Data, table: RowTable, parts: Parts, seed: int) -> Parts:
+    """Mix the training sources by their weights and even out the classes, where the recipe asks for it."""
+    train = parts.train
+    weights = [source.weight for source in data.train if source.weight is not None]
+    if weights or data.mixing is not None:
+        source = table.source_of(train)
+        by_source = [train[source == i] for i in range(len(data.train))]
+        keys = [[row.key for row in table.rows(numbers.tolist())] for numbers in by_source]
+        chosen = mix(keys, weights or None, data.mixing.temperature if data.mixing else None, seed)
+        train = np.concatenate([numbers[np.asarray(c, int)] for numbers, c in zip(by_source, chosen, strict=True)])
+    if data.balance is not None:
+        rows = [(row.parsed().answer(), row.key) for row in table.rows(train.tolist())]
+        labels, keys_of_rows = [label for label, _ in rows], [key for _, key in rows]
+        even = balance(labels, keys_of_rows, data.balance.method, data.balance.maximum_ratio, seed)
+        train = train[np.asarray(even, int)]
+    return replace(parts, train=train)
+
+
+def _divide(rows: Numbers, inside: set[int]) -> tuple[Numbers, Numbers]:
+    taken = np.isin(rows, np.fromiter(inside, np.int64, len(inside)))
+    return rows[taken], rows[~taken]
+
+
+def _limited(table: RowTable, rows: Numbers, limit: int | None, seed: int) -> Numbers:
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[draw((row.key for row in table.rows(rows.tolist())), limit, seed)]
+
+
+def _refuse_empty(data: Data, parts: Parts) -> None:
+    for name, rows, wanted in (
+        ("train", parts.train, True),
+        ("validation", parts.validation, data.validation is not None),
+        ("held_out", parts.held_out, True),
+    ):
+        if wanted and not len(rows):
+            raise DataError(
+                f"no rows are left for {name}", where=f"data.{name}", hint="raise the fraction, or bring more rows"
+            )

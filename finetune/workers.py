@@ -1,0 +1,69 @@
+"""The same work on many chunks, in this process or in several; results come in order, and few are held at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+from finetune.errors import MachineError
+from finetune.machine import end_with_parent
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
+
+CHUNKS_A_WORKER = 2
+"""Chunks under way for each process: one that it works on and one that waits for it."""
+
+
+def count_workers(most: int = 8) -> int:
+    """Count the processors that this process may use, at most `most`."""
+    return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def chunked(items: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """Cut a stream into lists of `size` items; the last may be shorter."""
+    stream = iter(items)
+    while chunk := list(islice(stream, size)):
+        yield chunk
+
+
+def map_chunks(work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int) -> Iterator[Result]:
+    """Yield what `work` makes of each chunk, in order; with several workers it must be picklable, and pure.
+
+    Raises:
+        MachineError: a worker process died.
+    """
+    if workers <= 1:
+        yield from map(work, chunks)
+        return
+    # `spawn`, since a fork of a process that has torch's threads can hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_become_worker) as pool:
+        under_way: deque[Future[Result]] = deque()
+        try:
+            for chunk in chunks:
+                under_way.append(pool.submit(work, chunk))
+                if len(under_way) >= CHUNKS_A_WORKER * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        except BrokenProcessPool as error:
+            raise MachineError(
+                "a process that prepares rows died", hint="it may have run out of memory; use a machine with more"
+            ) from error
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def _become_worker() -> None:
+    """End with the parent, which alone answers Ctrl-C; and leave its tokenizer one thread."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
