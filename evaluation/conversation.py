@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 Role = Literal["system", "user", "assistant", "tool"]
 Layout = Literal["chat", "plain"]
 
 
+class ToolCall(BaseModel):
+    """A function that the assistant asks to be called."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    arguments: dict[str, JsonValue]
+    """By name, as JSON has them."""
+
+
 class Message(BaseModel):
-    """One turn: who speaks, and the text."""
+    """One turn: who speaks, and the text; an assistant may call tools beside or instead of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Conversation(BaseModel):
@@ -31,10 +42,12 @@ class Conversation(BaseModel):
 
     messages: tuple[Message, ...]
     layout: Layout = "chat"
+    tools: tuple[dict[str, JsonValue], ...] = ()
+    """What may be called: JSON schemas of functions, as OpenAI's chat format has them."""
 
     def prompt(self) -> Conversation:
         """Return the conversation without its last message, which is what the model is asked to write."""
-        return Conversation(messages=self.messages[:-1], layout=self.layout)
+        return self.model_copy(update={"messages": self.messages[:-1]})
 
     def answer(self) -> str:
         """Return the text of the last message."""
