@@ -4,39 +4,34 @@ Training, scoring, chat and export all render here, so that they cannot disagree
 construction what plain transformers produces from the same folder: `apply_chat_template` on the whole conversation,
 tokenized in one piece. The mask is found by rendering: the text before an assistant turn, with the generation prompt,
 must be a prefix of the whole, as text and as tokens; what follows it up to and including the first special token is
-that turn. A conversation for which this does not hold is refused, never trained on by guess.
+that turn. Where the template trims a message, the trimmed text is what is trained on. A conversation for which this
+does not hold is refused, never trained on by guess.
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from evaluation.chat_template import TEMPLATE_DATE, Unrenderable
+from evaluation.chat_text import ChatText, RenderedChat, Tools, Turn, texts_of
 from evaluation.conversation import Conversation, Message
-from evaluation.errors import DataError, UserError
+from evaluation.errors import DataError
+
+__all__ = ["IGNORE", "TEMPLATE_DATE", "Example", "Renderer", "TrainOn", "Unrenderable"]
 
 IGNORE = -100
 """Label of a token that is not trained on or scored, the value that torch's cross-entropy ignores by default."""
 
-TEMPLATE_DATE = "26 Jul 2024"
-"""LLaMA 3 templates print today's date into the system turn; a run must not depend on the day it is made.
-
-This is the date that the templates themselves fall back to:
-https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_config.json
-"""
+_MOST_ENDINGS = 1024  # ends of prompts whose tokens are remembered: most chats have the same
 
 TrainOn = Literal["assistant", "final_assistant"]
-
-
-class Unrenderable(UserError):
-    """One conversation cannot be rendered with a certain mask; `reason` is a short code for the account."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Take the code and what exactly, without the conversation's text."""
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Example:
 
 
 class Renderer:
-    """Renders conversations for one tokenizer and its chat template."""
+    """Renders conversations for one tokenizer and its chat template; not for several threads at once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer of the base; its chat template is needed for chats only."""
@@ -62,6 +57,10 @@ class Renderer:
         self.special_ids = frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
         self.special_texts = tuple(sorted({str(tokenizer.convert_ids_to_tokens(i)) for i in self.special_ids}))
         self.first_ids = self._convention_at_start()
+        longest_first = sorted(self.special_texts, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._chat = ChatText(tokenizer)
+        self._endings: dict[str, list[int]] = {}
 
     def example(self, conversation: Conversation, train_on: TrainOn = "assistant") -> Example:
         """Render a whole conversation that ends with an assistant turn.
@@ -70,15 +69,32 @@ class Renderer:
             Unrenderable: no certain mask exists for this conversation.
             DataError: the tokenizer has no chat template, or one that breaks the laws for every conversation.
         """
-        self._refuse_special_text(conversation)
-        if conversation.layout == "plain":
-            return self._plain_example(conversation)
-        turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
-        ids, spans = self._chat_spans(conversation.messages, turns if train_on == "assistant" else turns[-1:])
-        labels = [IGNORE] * len(ids)
-        for start, stop in spans:
-            labels[start:stop] = ids[start:stop]
-        return Example(tuple(ids), tuple(labels))
+        [example] = self.examples([conversation], train_on)
+        if isinstance(example, Unrenderable):
+            raise example
+        return example
+
+    def examples(
+        self, conversations: Sequence[Conversation], train_on: TrainOn = "assistant"
+    ) -> list[Example | Unrenderable]:
+        """Render conversations as `example` does, tokenizing them together; what cannot be rendered says why.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or one that breaks the laws for every conversation.
+        """
+        texts = [self._chat_text_of(conversation, train_on) for conversation in conversations]
+        chats = [chat for chat in texts if isinstance(chat, RenderedChat)]
+        encodings = iter(self._encode_batch([chat.whole for chat in chats]))
+        found: list[Example | Unrenderable] = []
+        for conversation, text in zip(conversations, texts, strict=True):
+            try:
+                if isinstance(text, RenderedChat):
+                    found.append(self._chat_example(text, next(encodings)))
+                else:
+                    found.append(text or self._plain_example(conversation))
+            except Unrenderable as unrenderable:
+                found.append(unrenderable)
+        return found
 
     def prompt(self, conversation: Conversation) -> tuple[int, ...]:
         """Render what comes before an answer: token ids of shape (T,), ready for the model to continue."""
@@ -88,12 +104,12 @@ class Renderer:
                 *self.first_ids,
                 *(i for message in conversation.messages for i in self.encode(message.content)),
             )
-        return tuple(self.encode(self.chat_text(conversation.messages, ask=True)))
+        return tuple(self.encode(self.chat_text(conversation.messages, conversation.tools, ask=True)))
 
     def answer(self, prompt: Conversation, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer to this prompt, with the token that ends the turn."""
         messages = (*prompt.messages, Message(role="assistant", content=answer))
-        example = self.example(Conversation(messages=messages, layout=prompt.layout), "final_assistant")
+        example = self.example(prompt.model_copy(update={"messages": messages}), "final_assistant")
         return tuple(label for label in example.labels[len(self.prompt(prompt)) :] if label != IGNORE)
 
     def stop_ids(self) -> tuple[int, ...]:
@@ -120,58 +136,92 @@ class Renderer:
         labels[0] = IGNORE  # nothing comes before the first token, so nothing can predict it
         return Example((*ids, end), tuple(labels))
 
-    def _chat_spans(self, messages: tuple[Message, ...], turns: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
-        whole = self.chat_text(messages, ask=False)
-        ids = self.encode(whole)
-        spans = []
-        for turn in turns:
-            before, upto = (
-                self.chat_text(messages[:turn], ask=True),
-                self.chat_text(messages[: turn + 1], ask=False),
-            )
-            if not (upto.startswith(before) and whole.startswith(upto)):
-                raise Unrenderable(
-                    "template_rewrites_history", f"the chat template changes earlier text at turn {turn + 1}"
-                )
-            start = len(self.encode(before))
-            if ids[:start] != self.encode(before):
-                raise Unrenderable(
-                    "answer_merges_with_prompt",
-                    f"the first characters of turn {turn + 1} merge with what comes before",
-                )
-            spans.append((start, self._end_of_turn(ids, start)))
-        return ids, spans
+    def chat_text(self, messages: tuple[Message, ...], tools: Tools = (), *, ask: bool) -> str:
+        """Render a chat as text, with what asks for an answer behind it where `ask` says so.
 
-    def _end_of_turn(self, ids: list[int], start: int) -> int:
-        for position in range(start, len(ids)):
-            if ids[position] in self.special_ids:
-                return position + 1
-        raise DataError(
-            "the chat template ends an assistant turn without a special token, so the model would never learn to stop",
-            where="base",
-            hint="use a base whose chat template ends turns with its end-of-sequence or end-of-turn token",
-        )
-
-    def chat_text(self, messages: tuple[Message, ...], *, ask: bool) -> str:
-        """Render a chat as text, with what asks for an answer behind it where `ask` says so."""
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                "the base has no chat template, and these rows are chats",
-                where="base",
-                hint="use an instruction-tuned base, or rows of a plain layout (prompt_completion, text)",
-            )
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": message.role, "content": message.content} for message in messages],
-                tokenize=False,
-                add_generation_prompt=ask,
-                date_string=TEMPLATE_DATE,
-            )
-        )
+        Raises:
+            Unrenderable: the template refuses these messages.
+            DataError: there is no template, or it is not accepted.
+        """
+        return self._chat.text(messages, tools, ask=ask)
 
     def encode(self, text: str) -> list[int]:
         """Tokenize text as it is; control tokens that are written out in it become themselves."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._backend().encode(text, add_special_tokens=False).ids)
+
+    def _chat_text_of(self, conversation: Conversation, train_on: TrainOn) -> RenderedChat | Unrenderable | None:
+        """Render a chat as text; None for a plain conversation."""
+        try:
+            self._refuse_special_text(conversation)
+            if conversation.layout == "plain":
+                return None
+            turns = [i for i, message in enumerate(conversation.messages) if message.role == "assistant"]
+            return self._chat.rendered(conversation, turns if train_on == "assistant" else turns[-1:])
+        except Unrenderable as unrenderable:
+            return unrenderable
+
+    def _chat_example(self, chat: RenderedChat, encoding: Encoding) -> Example:
+        ids = encoding.ids
+        starts = [start for start, _ in encoding.offsets]
+        labels = [IGNORE] * len(ids)
+        for turn in chat.turns:
+            start = self._start_of_turn(chat, turn, ids, starts)
+            stop = self._end_of_turn(turn, ids, start, starts)
+            labels[start:stop] = ids[start:stop]
+        return Example(tuple(ids), tuple(labels))
+
+    def _start_of_turn(self, chat: RenderedChat, turn: Turn, ids: list[int], starts: list[int]) -> int:
+        """Find the token that a turn begins with, such that those before it are those of the prompt alone.
+
+        Text is cut at special tokens before it is tokenized, so up to the last special token of the prompt its tokens
+        are the same whatever follows; only the rest of the prompt is tokenized again.
+        """
+        last = bisect_left(starts, turn.start) - 1
+        while last > 0 and ids[last] not in self.special_ids:
+            last -= 1
+        last = max(last, 0)
+        begin = starts[last] if last else 0
+        ending = self._encode_ending(chat.whole[begin : turn.start])
+        if ids[last : last + len(ending)] != ending:
+            raise Unrenderable(
+                "answer_merges_with_prompt",
+                f"the first characters of turn {turn.number + 1} merge with what comes before",
+            )
+        return last + len(ending)
+
+    def _end_of_turn(self, turn: Turn, ids: list[int], start: int, starts: list[int]) -> int:
+        """Find the end of a turn: its first special token, or its last where it calls tools, which may contain some."""
+        beyond = bisect_left(starts, turn.stop)
+        special = [i for i in range(start, beyond) if ids[i] in self.special_ids]
+        if not special:
+            raise DataError(
+                "the chat template ends an assistant turn without a special token, so the model would never learn to "
+                "stop",
+                where="base",
+                hint="use a base whose chat template ends turns with its end-of-sequence or end-of-turn token, or name "
+                "another template in `base.chat_template`",
+            )
+        return (special[-1] if turn.calls_tools else special[0]) + 1
+
+    def _encode_ending(self, text: str) -> list[int]:
+        known = self._endings.get(text)
+        if known is None:
+            known = self.encode(text)
+            if len(self._endings) < _MOST_ENDINGS:
+                self._endings[text] = known
+        return known
+
+    def _encode_batch(self, texts: list[str]) -> list[Encoding]:
+        return self._backend().encode_batch(texts, add_special_tokens=False)
+
+    def _backend(self) -> Tokenizer:
+        """Return the fast tokenizer, which transformers sets to cut and pad as its last caller wished."""
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        return backend
 
     def _convention_at_start(self) -> tuple[int, ...]:
         ids = self.tokenizer.encode("", add_special_tokens=True)
@@ -184,10 +234,8 @@ class Renderer:
         return end
 
     def _refuse_special_text(self, conversation: Conversation) -> None:
-        for message in conversation.messages:
-            for special in self.special_texts:
-                if special in message.content:
-                    raise Unrenderable(
-                        "special_token_in_text",
-                        f"a message contains {special!r}, a control token of the base",
-                    )
+        for text in texts_of(conversation):
+            special = self._special.search(text)
+            if special:
+                detail = f"a message contains {special.group()!r}, a control token of the base"
+                raise Unrenderable("special_token_in_text", detail)

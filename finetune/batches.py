@@ -57,18 +57,28 @@ def plan_batches(
     Raises:
         DataError: fewer examples than micro-batches in a step.
     """
-    wanted = math.ceil(tokens_per_step / (tokens_per_micro_batch or tokens_per_step))
-    per_step = math.ceil(wanted / devices) * devices
-    if len(lengths) < per_step:
-        raise DataError(
-            f"{len(lengths)} training examples cannot fill a step of {per_step} micro-batches",
-            where="training",
-            hint="use fewer devices, a larger tokens_per_micro_batch, or more rows",
-        )
+    per_step = count_micro_batches(len(lengths), tokens_per_step, tokens_per_micro_batch, devices)
     batches: list[MicroBatch] = []
     for epoch in range(epochs):
         batches += _plan_epoch(lengths, tokens_per_step // per_step, per_step, random.Random(f"{seed}/{epoch}"))
     return BatchPlan(tuple(batches), per_step)
+
+
+def count_micro_batches(examples: int, tokens_per_step: int, tokens_per_micro_batch: int | None, devices: int) -> int:
+    """Count the micro-batches of a step, the same for every device.
+
+    Raises:
+        DataError: there are fewer examples.
+    """
+    wanted = math.ceil(tokens_per_step / (tokens_per_micro_batch or tokens_per_step))
+    per_step = math.ceil(wanted / devices) * devices
+    if examples < per_step:
+        raise DataError(
+            f"{examples} training examples cannot fill a step of {per_step} micro-batches",
+            where="training",
+            hint="use fewer devices, a larger tokens_per_micro_batch, or more rows",
+        )
+    return per_step
 
 
 def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: random.Random) -> list[MicroBatch]:

@@ -12,7 +12,8 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from finetune.errors import DataError
-from finetune.row_files import Record, Unreadable, check_row
+from finetune.row_check import Record, Unreadable, check_row
+from finetune.row_lines import DAMAGED
 
 _ROWS_AT_ONCE = 1024
 
@@ -20,22 +21,39 @@ _ROWS_AT_ONCE = 1024
 def read_parquet(path: Path) -> Iterator[Record | Unreadable]:
     """Yield one row for each record, numbered from 1.
 
-    Dates, times and decimals become text; NaN becomes None, since that is how pandas writes a missing number.
+    Dates, times and decimals become text; NaN becomes None, since that is how pandas writes a missing number. Where a
+    row group turns out to be damaged, its rows are set aside, and reading goes on with the next.
 
     Raises:
-        DataError: the file is not Parquet, is damaged, or names a column twice.
+        DataError: the file is not Parquet, is cut off, or names a column twice.
     """
-    number = 0
     try:
-        with ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield check_row(number, _as_json(values))
+        file = ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read as Parquet: {_first_line(error)}", where=str(path)) from error
+    with file:
+        _check_columns(file.schema_arrow.names, path)
+        start = 0
+        for group in range(file.num_row_groups):
+            yield from _read_group(file, group, start)
+            start += file.metadata.row_group(group).num_rows
+
+
+def _read_group(file: ParquetFile, group: int, start: int) -> Iterator[Record | Unreadable]:
+    number = start
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group]):
+            for values in batch.to_pylist():
+                number += 1
+                yield check_row(number, _as_json(values))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise DataError(f"cannot be read as Parquet: {first_line}", where=f"{path}:{number + 1}") from error
+        last = start + file.metadata.row_group(group).num_rows
+        for lost in range(number + 1, last + 1):
+            yield Unreadable(lost, DAMAGED, f"row group {group}, to row {last}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _as_json(value: object) -> object:

@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from evaluation.template_laws import check_template
-
 from evaluation.conversation import Conversation
 from evaluation.files import staged_folder, write_jsonl, write_model
 from evaluation.rendering import Example
+from evaluation.template_laws import check_template
 from finetune.audit_table import audit_table
 from finetune.console import Reporter
 from finetune.errors import DataError

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from evaluation.mask_oracle import check_masks
 
 from evaluation.files import sha256_of_json
+from evaluation.mask_oracle import check_masks
 from evaluation.rendering import Renderer
-from finetune.batches import padding_saved
+from finetune.packed_batches import padding_saved
 from finetune.prepare_found import Prepared
 from finetune.recipe import Recipe
 from finetune.records import Audit, MaskAudit, SourceAccount

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from evaluation.mask_oracle import check_masks
 from pydantic import JsonValue
 
 from evaluation.conversation import Conversation, Message
+from evaluation.mask_oracle import check_masks
 from evaluation.rendering import IGNORE, Example, Renderer, TrainOn, Unrenderable
 from evaluation.tokenizer import load_tokenizer
 from finetune.augmentation import augment
@@ -103,11 +103,12 @@ def render_rows(renderer: Renderer, settings: RenderSettings, rows: Sequence[Sto
         checked = [(rows[i].id, c, e) for (i, _, c), e in pairs if isinstance(e, Example)]
         check_masks(renderer, checked, settings.train_on)
     outcomes: list[Outcome] = []
-    for (row, copy, conversation), example in zip(given, rendered, strict=True):
+    for (position, copy, conversation), example in zip(given, rendered, strict=True):
         if isinstance(example, Unrenderable):
-            outcomes.append(Outcome(row, copy, reason=example.reason, detail=example.what))
+            outcomes.append(Outcome(position, copy, reason=example.reason, detail=example.what))
         else:
-            outcomes += [replace(o, row=row, copy=copy) for o in _fit(conversation, example, settings, renderer)]
+            fitted = _fit(conversation, example, settings, renderer)
+            outcomes += [replace(outcome, row=position, copy=copy) for outcome in fitted]
     return outcomes
 
 

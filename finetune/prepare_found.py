@@ -30,11 +30,16 @@ class Prepared:
     held_out: Part = field(default_factory=Part)
     samples: list[Sample] = field(default_factory=list)
     """The held-out rows as they are scored."""
-    observed: Observed = field(default_factory=Observed)
+    observed: Observed = field(init=False)
     answers: set[str] = field(default_factory=set)
     """Those of the validation rows."""
     seconds: float = 0.0
     """That reading and rendering took."""
+
+    def __post_init__(self) -> None:
+        """Begin to observe the training rows."""
+        train = self.parts.train
+        self.observed = Observed(self.is_classification, len(train), may_repeat=len(np.unique(train)) < len(train))
 
     @property
     def purposes(self) -> tuple[tuple[Part, Numbers], ...]:

@@ -15,6 +15,13 @@ def refuse_beyond_limits(data: Data, audit: Audit) -> None:
     Raises:
         DataError: every limit that does not hold, with the figure and the key that would let it pass.
     """
+    damaged = audit.set_aside_by_reason.get("damaged_file", 0)
+    if damaged:
+        raise DataError(
+            f"{damaged} files end early or are damaged, and how many rows that costs cannot be known",
+            where="data",
+            hint="`finetune rows RUN --reason damaged_file` says where; fetch those files again",
+        )
     broken = [*_beyond_audit_limits(data, audit), *_beyond_leakage_limits(data, audit)]
     if broken:
         many = f"{len(broken)} limits do" if len(broken) > 1 else "a limit does"
@@ -61,7 +68,8 @@ def _beyond_audit_limits(data: Data, audit: Audit) -> list[str]:
 
 
 def _beyond_leakage_limits(data: Data, audit: Audit) -> list[str]:
-    limits, broken = data.leakage, []
+    limits = data.leakage
+    broken: list[str] = []
     if limits.on_overlap == "set_aside":
         return broken
     for leak in audit.leaks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from evaluation.task import Sample
 from finetune.errors import DataError
 from finetune.prepare_chunks import Chunk
 from finetune.prepare_examples import TOO_LONG, Outcome, joined
+from finetune.prepare_parts import Numbers
 from finetune.recipe_data import Data
 from finetune.records import SetAside, TokenStatistics
 from finetune.row_store import StoredRow
@@ -51,7 +52,7 @@ class Part:
     checked: list[tuple[str, Conversation, Example]] = field(default_factory=list)
     """Rows spread evenly, with the conversation that was rendered and the whole example."""
 
-    def examples(self, chunks: Iterable[Chunk], numbers: Sequence[int], keep: Keep) -> Iterator[Example]:
+    def examples(self, chunks: Iterable[Chunk], numbers: Numbers, keep: Keep) -> Iterator[Example]:
         """Yield the examples of all chunks and count; `keep` is told each row that is used, with its conversation.
 
         `numbers` are those of the rows that the chunks hold, in order.

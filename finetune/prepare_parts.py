@@ -42,7 +42,8 @@ class RowTable:
 
     def count_by_source(self, numbers: Numbers) -> list[int]:
         """Count how many of these rows each source has."""
-        return np.bincount(self.source_of(numbers), minlength=len(self.sources)).tolist()
+        counts: list[int] = np.bincount(self.source_of(numbers), minlength=len(self.sources)).tolist()
+        return counts
 
     def rows(self, numbers: Iterable[int]) -> Iterator[StoredRow]:
         """Read rows in the order asked for, a batch at a time."""

@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from finetune.data_rules import (
+    augmentation_alters_something,
+    chat_template_exists,
+    class_keys_have_classes,
+    leakage_limits_can_refuse,
+    may_have_classes,
+    sources_have_comparable_weights,
+    split_has_texts,
+)
+from finetune.privacy_rules import privacy_can_be_looked_for
 from finetune.recipe import Recipe
 from finetune.recipe_data import HeldOutSource
 from finetune.recipe_document import Finding, KeyPath
-from finetune.row_templates import is_template_file
 from finetune.source_rules import base_is_pinned, base_is_readable, row_templates_exist, sources_are_readable
 
 _NO_VALIDATION = "add a section `data.validation`, or delete the key"
@@ -35,6 +44,13 @@ def check_rules(recipe: Recipe) -> list[Finding]:
         baseline_has_classes,
         generation_limit_has_a_task,
         row_templates_exist,
+        chat_template_exists,
+        sources_have_comparable_weights,
+        class_keys_have_classes,
+        augmentation_alters_something,
+        split_has_texts,
+        leakage_limits_can_refuse,
+        privacy_can_be_looked_for,
     )
     return [finding for rule in rules for finding in rule(recipe)]
 
@@ -147,7 +163,7 @@ def baseline_has_classes(recipe: Recipe) -> list[Finding]:
     at: KeyPath = ("evaluation", "contenders", contenders.index("baseline"))
     if "held_out" not in recipe.evaluation.tasks:
         return [Finding(at, "baselines are scored on the held-out rows only", "add held_out to evaluation.tasks")]
-    if any(_may_have_classes(source.rows) for source in recipe.data.train):
+    if any(may_have_classes(source) for source in recipe.data.train):
         return []
     what = f"baselines need classes, and rows are {', '.join(sorted({s.rows for s in recipe.data.train}))}"
     return [Finding(at, what, "delete baseline, or use the row template `classification`")]
@@ -163,8 +179,3 @@ def generation_limit_has_a_task(recipe: Recipe) -> list[Finding]:
 
 def _least_devices(recipe: Recipe) -> int:
     return 1 if recipe.training.devices == "all" else recipe.training.devices
-
-
-def _may_have_classes(rows: str) -> bool:
-    # What a template file of the user's own holds is not known before it is read.
-    return rows == "classification" or is_template_file(rows)

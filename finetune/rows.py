@@ -14,7 +14,7 @@ from finetune.errors import DataError, nearest
 from finetune.icd10 import read_icd10_chapters
 from finetune.pypi import PYPI_PREFIX, fetch_pypi
 from finetune.recipe_data import Source
-from finetune.row_files import Record, Unreadable, read_csv, read_json, read_jsonl
+from finetune.row_files import Record, Unreadable, read_csv, read_json, read_jsonl, read_tsv
 
 HUB_PREFIX = "hub:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -97,13 +97,17 @@ def _read_file(source: Source, path: Path, file: str) -> Iterator[Row | BadRow]:
 def _records(source: Source, path: Path) -> Iterator[Record | Unreadable]:
     if source.builder == "icd10-chapters":
         return read_icd10_chapters(path)
-    suffix = path.suffix.lower()
+    # What is compressed is read as what its name without .gz says.
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if name.endswith(".parquet.gz"):
+        raise DataError("Parquet is compressed inside and not read from .gz", where=source.source, hint="unpack it")
     if suffix == ".parquet":
         # pyarrow takes a while to import, and `finetune check` reads no Parquet file.
         from finetune.parquet import read_parquet
 
         return read_parquet(path)
-    readers = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
+    readers = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_tsv}
     if suffix not in readers:
         raise DataError(
             f"files of the kind {suffix or 'without a suffix'!r} are not read",

@@ -2,24 +2,31 @@
 
 Templates come with data, so they are not trusted: no call, no arithmetic, no attribute, no nested loop, and
 only filters whose result is about as long as what they are given. What is accepted therefore ends, and soon.
+What is put out is text or a number: a list or a null would stand there as Python writes it, so it needs a filter.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from jinja2 import StrictUndefined, TemplateError, meta, nodes
+from jinja2 import StrictUndefined, TemplateError, Undefined, meta, nodes
 from jinja2.environment import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import JsonValue
 
+from finetune.json_text import json_text
 from finetune.turns import RowUnusable
 
 LONGEST_OUTPUT = 10**7
 """Characters of one rendered message."""
+MOST_LOOP_WORK = 10**8
+"""Turns of a loop times characters of the columns: each turn may look through all of them."""
 
 _FILTERS = ("trim", "lower", "upper", "capitalize", "join", "tojson", "default", "length", "first", "last")
+# Each may double what it is given, so none is given what another has made.
+_GROWING = ("join", "tojson")
 _ACCEPTED = (
     nodes.Template,
     nodes.Output,
@@ -61,10 +68,12 @@ def render(source: str, columns: Mapping[str, JsonValue]) -> str:
     Raises:
         RowUnusable: `not_rendered`, or `too_large` beyond LONGEST_OUTPUT characters.
     """
+    compiled = _compile(source)
     parts: list[str] = []
     length = 0
     try:
-        for part in _compile(source).generate(columns):
+        _check_work(compiled, columns)
+        for part in compiled.template.generate(columns):
             parts.append(part)
             length += len(part)
             if length > LONGEST_OUTPUT:
@@ -74,18 +83,52 @@ def render(source: str, columns: Mapping[str, JsonValue]) -> str:
     return "".join(parts)
 
 
+@dataclass(frozen=True)
+class _Compiled:
+    template: Template
+    looped: tuple[str, ...]
+    """Columns that are looped over."""
+
+
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     # What stands in a column is text for a model: nothing is escaped, and no line break is eaten.
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_checked_text
+    )
     environment.globals.clear()
-    environment.filters = {name: environment.filters[name] for name in _FILTERS}
+    # The library's own tojson is for web pages, and its join can reach into objects.
+    filters = environment.filters | {"tojson": json_text, "join": _joined}
+    environment.filters = {name: filters[name] for name in _FILTERS}
     return environment
 
 
+def _checked_text(value: object) -> object:
+    if type(value) in (str, int, float) or isinstance(value, Undefined):
+        return value  # an undefined one fails when it is written
+    raise RowUnusable("not_rendered", f"{type(value).__name__} where text is expected; tojson would write it")
+
+
+def _joined(values: Iterable[object], separator: str = "") -> str:
+    return separator.join(str(_checked_text(value)) for value in values)
+
+
 @functools.lru_cache(maxsize=64)
-def _compile(source: str) -> Template:
-    return _environment().from_string(source)
+def _compile(source: str) -> _Compiled:
+    loops = _environment().parse(source).find_all(nodes.For)
+    looped = tuple(loop.iter.name for loop in loops if isinstance(loop.iter, nodes.Name))
+    return _Compiled(_environment().from_string(source), looped)
+
+
+def _check_work(compiled: _Compiled, columns: Mapping[str, JsonValue]) -> None:
+    """Bound how long a loop takes; without one, rendering takes as long as the columns are."""
+    if not compiled.looped:
+        return
+    sizes = {name: len(value if isinstance(value, str) else json_text(value)) for name, value in columns.items()}
+    lists = [columns[name] for name in compiled.looped if name in columns]
+    turns = sum(len(value) for value in lists if isinstance(value, str | list | dict))
+    if turns * sum(sizes.values()) > MOST_LOOP_WORK:
+        raise RowUnusable("too_large", f"a loop of {turns} turns over columns of {sum(sizes.values())} characters")
 
 
 def _check_node(node: nodes.Node) -> None:
@@ -95,5 +138,18 @@ def _check_node(node: nodes.Node) -> None:
         node.recursive or not isinstance(node.iter, nodes.Name) or len(list(node.find_all(nodes.For))) > 0
     ):
         raise ValueError(f"only one loop, over a column, is accepted (line {node.lineno})")
-    if isinstance(node, nodes.Filter) and node.name not in _FILTERS:
+    if isinstance(node, nodes.Filter):
+        _check_filter(node)
+
+
+def _check_filter(node: nodes.Filter) -> None:
+    if node.name not in _FILTERS:
         raise ValueError(f"the filter {node.name!r} is not accepted; accepted: {', '.join(_FILTERS)}")
+    if node.name not in _GROWING:
+        return
+    if any(inner.name in _GROWING for inner in node.find_all(nodes.Filter)):
+        raise ValueError(f"{node.name} of what {' or '.join(_GROWING)} made is not accepted (line {node.lineno})")
+    if node.name == "tojson" and (node.args or node.kwargs):
+        raise ValueError(f"tojson takes nothing in brackets (line {node.lineno})")
+    if node.kwargs or not all(isinstance(argument, nodes.Const) for argument in node.args):
+        raise ValueError(f"only join with a text in quotes is accepted (line {node.lineno})")

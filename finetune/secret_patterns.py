@@ -6,25 +6,15 @@ is a stand-in, and a slug or an identifier may begin like a key: there a value m
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-STAND_IN = re.compile(
-    r"x{4}|\*{3}|\.{3}|…|[<>{}]|\$\(|%s|your|example|placeholder|dummy|sample|change.?me|insert|replace|redacted"
-    r"|secret|passwor[dt]|passwd|token|api.?key|test|demo|fake|1234|abcd|qwert|&#?\w{1,6};",
-    re.IGNORECASE,
-)
-"""What is written where a value is meant to be filled in."""
+from finetune.errors import DataError
+from finetune.secret_values import is_credential, is_drawn, is_no_stand_in, is_password
 
-WELL_KNOWN = re.compile(r"admin\w{0,4}|guest\w{0,4}|user\w{0,8}|mypass\w{0,4}|postgres|rabbitmq", re.IGNORECASE)
-"""Passwords that stand in examples, in full."""
-
-SAMPLE_HOST = re.compile(r"(?:^|\.)(?:example(?:\.\w+)?|test|invalid)\W*$", re.IGNORECASE)
-"""Names of machines that do not exist, https://www.rfc-editor.org/rfc/rfc2606."""
+SHOWN = 5
+"""Places that a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +59,23 @@ def secrets_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def refuse_secrets(found: Sequence[tuple[str, int, str]]) -> None:
+    """Stop if there are secrets: file, line and kinds of each; what they are is not shown.
+
+    Raises:
+        DataError: with the first five places, and what to do.
+    """
+    if not found:
+        return
+    shown = "; ".join(f"{file}:{line}: {kinds}" for file, line, kinds in found[:SHOWN])
+    more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    rows = "1 row holds" if len(found) == 1 else f"{len(found):,} rows hold"
+    raise DataError(
+        f"{rows} what looks like a password or a key: {shown}{more}",
+        hint="take them out and revoke them; `privacy: {secrets: set_aside}` in the recipe leaves such rows out",
+    )
+
+
 def _matches(text: str) -> Iterator[tuple[SecretPattern, re.Match[str]]]:
     lowered = text.lower()
     for pattern in PATTERNS:
@@ -82,56 +89,6 @@ def _without_overlaps(spans: list[SecretSpan]) -> list[SecretSpan]:
         if not kept or span.start >= kept[-1].stop:
             kept.append(span)
     return kept
-
-
-def _is_drawn(match: re.Match[str]) -> bool:
-    """Whether small letters, capitals and digits change as often as in a drawn value; in words and slugs they do not.
-
-    In a drawn value neighbours differ in class for 30 % (base 32) to 62 % (base 62) of the pairs.
-    """
-    value = match["value"]
-    classes = [_class_of(character) for character in value if character.isalnum()]
-    changes = sum(before != after for before, after in pairwise(classes))
-    return changes >= 0.2 * len(classes) and not _stands_in(value)
-
-
-def _is_no_stand_in(match: re.Match[str]) -> bool:
-    return not _stands_in(match["value"])
-
-
-def _is_password(match: re.Match[str]) -> bool:
-    """Whether what is called a password looks like one: letters and digits mixed in a word, and 3 bits a character.
-
-    What stands without quotes and has a call, an index or a dotted name in it is a piece of a program.
-    """
-    value = match["value"]
-    runs = re.findall(r"[A-Za-z0-9]+", value)
-    mixed = any(re.search("[A-Za-z]", run) and re.search("[0-9]", run) for run in runs)
-    kinds = {_class_of(character) for character in value if character not in "_-"}
-    enough = len(kinds) >= (2 if len(value) >= 20 else 3)
-    code = not match["quote"] and re.search(r"[(\[]|\w\.\w", value) is not None
-    return mixed and enough and not code and _bits(value) >= 3 and not _stands_in(value)
-
-
-def _is_credential(match: re.Match[str]) -> bool:
-    value = match["value"]
-    well_known = WELL_KNOWN.fullmatch(value) or value == match["user"] or SAMPLE_HOST.search(match["host"])
-    return not well_known and STAND_IN.search(value) is None
-
-
-def _stands_in(value: str) -> bool:
-    return STAND_IN.search(value) is not None or len(set(value)) < 8
-
-
-def _class_of(character: str) -> str:
-    return (
-        "digit" if character.isdigit() else "capital" if character.isupper() else "small" if character.isalpha() else ""
-    )
-
-
-def _bits(value: str) -> float:
-    """Shannon entropy of the characters, in bits a character."""
-    return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
 
 
 # Chinese characters are letters to `\b`: what stands before a key is asked for in ASCII.
@@ -149,7 +106,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"hf_(?P<value>[A-Za-z0-9]{16,})"),
         "https://huggingface.co/docs/hub/security-tokens",
         30,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "OpenAI or Anthropic key",
@@ -157,7 +114,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(r"(?<![A-Za-z0-9_-])sk-(?P<value>[A-Za-z0-9_-]{16,})"),
         "https://platform.openai.com/docs/api-reference/authentication, https://docs.claude.com/en/api/overview",
         32,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "GitHub token",
@@ -165,7 +122,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"(?:gh[pousr]_|github_pat_)(?P<value>[A-Za-z0-9_]{20,})"),
         "https://github.blog/2021-04-05-behind-githubs-new-authentication-token-formats/",
         36,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "GitLab token",
@@ -173,7 +130,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"gl(?:pat|dt|rt|cbt|ptt|oas|soat|ft)-(?P<value>[A-Za-z0-9_-]{20,})"),
         "https://docs.gitlab.com/security/tokens/#token-prefixes",
         20,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "AWS access key",
@@ -181,7 +138,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"(?:AKIA|ASIA|ABIA|ACCA)(?P<value>[A-Z2-7]{16})(?![A-Za-z0-9])"),
         "https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html#identifiers-unique-ids",
         16,
-        _is_no_stand_in,
+        is_no_stand_in,
     ),
     SecretPattern(
         "AWS secret key",
@@ -189,7 +146,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(r"(?i:aws.{0,20}secret.{0,20}?)[:=\s\"']{1,6}(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"),
         "https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_access-keys.html",
         40,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "Google key",
@@ -197,18 +154,19 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"(?:AIza|GOCSPX-|ya29\.)(?P<value>[A-Za-z0-9_-]{28,})"),
         "https://cloud.google.com/docs/authentication/api-keys",
         28,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "Slack token",
         ("xox", "xapp-", "hooks.slack.com/services/"),
         re.compile(
             _ALONE
-            + r"(?:xox[abeoprs]-|xapp-|hooks\.slack\.com/services/)(?:[A-Za-z0-9]+[-/])*(?P<value>[A-Za-z0-9]{20,})"
+            + r"(?:xox[abeoprs]-|xapp-|hooks\.slack\.com/services/)"
+            + r"(?:[A-Za-z0-9]{1,64}[-/]){0,6}(?P<value>[A-Za-z0-9]{20,})"
         ),
         "https://api.slack.com/concepts/token-types",
         20,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "Stripe key",
@@ -216,7 +174,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"(?:[sr]k_live_|whsec_)(?P<value>[A-Za-z0-9]{20,})"),
         "https://docs.stripe.com/keys",
         20,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "Azure storage key",
@@ -224,7 +182,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(r"AccountKey=(?P<value>[A-Za-z0-9+/]{86})=="),
         "https://learn.microsoft.com/azure/storage/common/storage-account-keys-manage",
         86,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "package registry token",
@@ -232,19 +190,19 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(_ALONE + r"(?:npm_|pypi-AgEIcHlwaS5vcmc)(?P<value>[A-Za-z0-9_-]{36,})"),
         "https://docs.npmjs.com/about-access-tokens, https://pypi.org/help/#apitoken",
         36,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "signed web token",
         ("eyj",),
         # The payload that is left out is that of the token which https://jwt.io shows.
         re.compile(
-            _ALONE + r"eyJ[A-Za-z0-9_-]{10,}\.(?!eyJzdWIiOiIxMjM0NTY3ODkw)eyJ[A-Za-z0-9_-]{10,}"
+            r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{10,}\.(?!eyJzdWIiOiIxMjM0NTY3ODkw)eyJ[A-Za-z0-9_-]{10,}"
             r"\.(?P<value>[A-Za-z0-9_-]{20,})"
         ),
         "https://www.rfc-editor.org/rfc/rfc7519",
         20,
-        _is_drawn,
+        is_drawn,
     ),
     SecretPattern(
         "private key",
@@ -255,7 +213,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         ),
         "https://www.rfc-editor.org/rfc/rfc7468",
         60,
-        _is_no_stand_in,
+        is_no_stand_in,
     ),
     SecretPattern(
         "password in an address",
@@ -263,7 +221,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         re.compile(rf"""://(?P<user>{_IN_ADDRESS}*):(?P<value>(?:{_IN_ADDRESS}|:)+)@(?P<host>[^\s/:@]+)"""),
         "https://www.rfc-editor.org/rfc/rfc3986#section-3.2.1",
         6,
-        _is_credential,
+        is_credential,
     ),
     SecretPattern(
         "password or key by name",
@@ -274,7 +232,7 @@ PATTERNS: tuple[SecretPattern, ...] = (
         ),
         "https://owasp.org/www-community/vulnerabilities/Use_of_hard-coded_password",
         12,
-        _is_password,
+        is_password,
     ),
 )
 """Every format that is looked for; those with a prefix of their own before those that go by what stands beside them."""

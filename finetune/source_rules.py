@@ -14,7 +14,7 @@ from finetune.row_templates import is_template_file, list_row_templates, load_ro
 
 Origin = Literal["pypi", "hub", "url", "file"]
 
-ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
+ROW_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 _PYPI = re.compile(r"pypi:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_-]*/(?P<path>.+)")
@@ -126,10 +126,14 @@ def _unreadable_file(source: Source, at: KeyPath) -> list[Finding]:
     if ending in PICKLES:
         what = f"{ending} is a pickle, which can run code when it is loaded"
         return [Finding(at, what, f"convert it to one of {', '.join(ROW_FILES)}")]
-    if source.builder is not None or ending in ROW_FILES:
+    packed = ending == ".gz"
+    inner = PurePosixPath(source.source.lower().removesuffix(".gz")).suffix
+    if source.builder is not None or (inner in ROW_FILES and not (packed and inner == ".parquet")):
         return []
+    ending = f"{inner}.gz" if packed else ending
     what = f"files ending in {ending} are not read" if ending else "is not a file with a known ending"
-    return [Finding(at, what, f"accepted: {', '.join(ROW_FILES)}; hub:org/name for a hub data set")]
+    gz = "; all but .parquet also .gz"
+    return [Finding(at, what, f"accepted: {', '.join(ROW_FILES)}{gz}; hub:org/name for a hub data set")]
 
 
 def _idle_keys(source: Source, at: KeyPath) -> list[Finding]:

@@ -10,19 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
+from transformers import PreTrainedModel
 from trl.trainer.sft_config import SFTConfig
 
 from evaluation.files import staged_folder, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import ModelSpec, Quantization, load_base
+from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
-from evaluation.rendering import IGNORE, Renderer
 from finetune.adapter import (
     adapter_hash,
     adapter_weights,
@@ -36,8 +39,10 @@ from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError
-from finetune.example_files import example_at, load_examples
+from finetune.example_files import count_trained, example_at, load_examples, read_lengths
 from finetune.machine import peak_memory_bytes
+from finetune.packed_batches import plan_packed_batches
+from finetune.packing import check_isolation
 from finetune.recipe import Recipe
 from finetune.records import TrainingSummary
 from finetune.training_arguments import apply_plan, build_arguments
@@ -77,11 +82,14 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
     model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
 
     examples = load_examples(job.run.data / "train.arrow")
-    lengths = [len(ids) for ids in examples["input_ids"]]
+    lengths = read_lengths(examples).tolist()
     plan = _plan(recipe, lengths, job.devices)
     apply_plan(arguments, plan, recipe, job.devices)
 
-    batching = Batching(plan, arguments.process_index, job.devices, renderer.stop_ids()[0])
+    packed = recipe.training.batches == "packed"
+    if packed:
+        check_isolation(cast(PreTrainedModel, model.get_base_model()))
+    batching = Batching(plan, arguments.process_index, job.devices, renderer.stop_ids()[0], packed)
     writes = arguments.process_index == 0
     with _output(job.run.training, writes) as training_folder:
         arguments.output_dir = str(training_folder)  # the files of a tracker stay with the metrics
@@ -151,7 +159,8 @@ def _base_spec(job: TrainingJob, choices: Choices) -> ModelSpec:
 
 def _plan(recipe: Recipe, lengths: Sequence[int], devices: int) -> BatchPlan:
     training = recipe.training
-    plan = plan_batches(
+    plan_by = plan_packed_batches if training.batches == "packed" else plan_batches
+    plan = plan_by(
         lengths,
         training.tokens_per_step,
         training.tokens_per_micro_batch,
@@ -185,23 +194,22 @@ def _summarize(
 ) -> TrainingSummary:
     examples, plan = trained_on
     seen = [i for batch in plan.micro_batches[: learned.steps * plan.micro_batches_per_step] for i in batch]
-    tokens = [len(ids) for ids in examples["input_ids"]]
-    trained = [sum(label != IGNORE for label in labels) for labels in examples["labels"]]
+    tokens = int(read_lengths(examples)[seen].sum(dtype=np.int64))
     trainable, total = model.get_nb_trainable_parameters()
     return TrainingSummary(
         steps=learned.steps,
         kept_step=learned.kept_step,
         examples=len(examples),
-        tokens=sum(tokens[i] for i in seen),
-        trained_tokens=sum(trained[i] for i in seen),
+        tokens=tokens,
+        trained_tokens=int(count_trained(examples)[seen].sum(dtype=np.int64)),
         seconds=learned.seconds,
-        tokens_per_second=sum(tokens[i] for i in seen) / learned.seconds,
+        tokens_per_second=tokens / learned.seconds,
         peak_memory_bytes=_peak_memory_of_all(model.device, job.devices),
         device=str(model.device),
         devices=job.devices,
         trainable_parameters=trainable,
         base_parameters=total - trainable,
-        choices=choices.named(),
+        choices={**choices.named(), "batches": job.recipe.training.batches},
         adapter_sha256="",
     )
 

@@ -24,6 +24,7 @@ from evaluation.token_loss import labelled_nll, shift
 from finetune.batches import BatchPlan
 from finetune.capabilities import Choices
 from finetune.errors import TrainingStopped
+from finetune.packing import pack_examples
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Batching:
     rank: int
     world_size: int
     padding: int
+    packed: bool
+    """Whether a micro-batch is one row of examples that do not see each other."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class RecipeTrainer(SFTTrainer):
             model=model,
             args=args,
             train_dataset=train_dataset,
-            data_collator=_Collator(batching.padding),
+            data_collator=_Packing() if batching.packed else _Padding(batching.padding),
             **trl,
         )
         self.remove_callback(PrinterCallback)
@@ -108,7 +111,13 @@ def restore_forward(model: PreTrainedModel) -> None:
 
 
 @dataclass(frozen=True)
-class _Collator:
+class _Packing:
+    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        return pack_examples([Example(tuple(row["input_ids"]), tuple(row["labels"])) for row in rows])
+
+
+@dataclass(frozen=True)
+class _Padding:
     padding: int
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -121,10 +130,16 @@ def _sum_loss_in_forward(model: PreTrainedModel) -> None:
     """Replace the forward of the causal model, as TRL does, so that DDP sees the loss come out of its module."""
 
     def forward(
-        self: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_peft_fills: None
+        self: PreTrainedModel,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **_peft_fills: None,
     ) -> SummedLoss:
+        # Packed rows have positions and no mask; with a cache they would see each other.
         hidden_BTD = self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         hidden_ND, targets_N = shift(hidden_BTD, labels, IGNORE)
         return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N).sum())

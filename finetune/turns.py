@@ -33,7 +33,9 @@ class RowUnusable(Exception):
 
 
 def check_turns(messages: Sequence[Message], layout: Layout) -> None:
-    """Check that somebody answers last, that turns alternate, and that each has text.
+    """Check that somebody answers last, that turns alternate, and that each has text or calls a function.
+
+    What is called answers before anyone else speaks.
 
     Raises:
         RowUnusable: `no_turns`, `no_answer_at_end`, `roles_out_of_order`, `empty_…` or `nul_character`.
@@ -43,13 +45,13 @@ def check_turns(messages: Sequence[Message], layout: Layout) -> None:
     if messages[-1].role != "assistant":
         raise RowUnusable("no_answer_at_end", f"the last turn is the {messages[-1].role}'s")
     # A plain text may be the assistant's alone.
-    before: Role | None = None if layout == "chat" else "user"
+    expected = _MAY_FOLLOW[None if layout == "chat" else "user"]
     for number, message in enumerate(messages, start=1):
-        if layout == "chat" and message.role not in _MAY_FOLLOW[before]:
-            expected = " or ".join(_MAY_FOLLOW[before])
-            raise RowUnusable("roles_out_of_order", f"turn {number} is {message.role}, expected {expected}")
-        if not message.content.strip():
+        if layout == "chat" and message.role not in expected:
+            named = " or ".join(expected)
+            raise RowUnusable("roles_out_of_order", f"turn {number} is {message.role}, expected {named}")
+        if not (message.tool_calls or message.content.strip()):
             raise RowUnusable(_EMPTY[message.role], f"turn {number} ({message.role}) has no text")
         if "\0" in message.content:
             raise RowUnusable("nul_character", f"turn {number} ({message.role}) holds a NUL character")
-        before = message.role
+        expected = ("tool",) if message.tool_calls else _MAY_FOLLOW[message.role]

@@ -243,7 +243,7 @@ def make_trainer(base: Path, folder: Path, choices: Choices) -> tuple[RecipeTrai
     apply_plan(arguments, plan, recipe, 1)
     language = load_language_model(ModelSpec(base, dtype="float32", device="cpu"))
     model = build_adapter(language.causal_lm, recipe.adapter, 7)
-    rows, batching = load_examples(job.run.data / "train.arrow"), Batching(plan, 0, 1, 2)
+    rows, batching = load_examples(job.run.data / "train.arrow"), Batching(plan, 0, 1, 2, packed=False)
     return (
         RecipeTrainer(model, arguments, rows, batching, choices, processing_class=language.renderer.tokenizer),
         plan,

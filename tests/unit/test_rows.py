@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -46,9 +47,14 @@ def test_all_kinds_of_file_give_the_same_rows(tmp_path: Path) -> None:
     Path("rows.jsonl").write_text('{"text": "a"}\n')
     Path("rows.json").write_text('[{"text": "a"}]')
     Path("rows.csv").write_text("text\na\n")
+    Path("rows.tsv").write_text("text\na\n")
+    for suffix in ("jsonl", "json", "csv", "tsv"):
+        Path(f"rows.{suffix}.gz").write_bytes(gzip.compress(Path(f"rows.{suffix}").read_bytes()))
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), "rows.parquet")
     keys = set()
-    for suffix in ("jsonl", "json", "csv", "parquet"):
+    packed = ("jsonl.gz", "json.gz", "csv.gz", "tsv.gz", "JSONL.GZ")
+    Path("rows.JSONL.GZ").write_bytes(Path("rows.jsonl.gz").read_bytes())
+    for suffix in ("jsonl", "json", "csv", "tsv", "parquet", *packed):
         [row] = read_rows(source(f"rows.{suffix}"), tmp_path / f"rows.{suffix}")
         assert isinstance(row, Row)
         keys.add(row_key(row))
@@ -80,6 +86,8 @@ def test_other_kinds_of_file_are_refused_with_those_accepted(tmp_path: Path) -> 
     Path("rows.jsnol").write_text("")
     with pytest.raises(DataError, match=r"did you mean '\.jsonl'"):
         list(read_rows(source("rows.jsnol"), Path("rows.jsnol")))
+    with pytest.raises(DataError, match="unpack it"):
+        list(read_rows(source("rows.parquet.gz"), Path("rows.parquet.gz")))
 
 
 def test_a_file_from_a_wheel_is_taken_from_the_cache_without_the_network(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Which examples share a row where rows are packed, and what that saves: a pure function, as the padded plan is."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.batches import WINDOW_STEPS, BatchPlan, MicroBatch, count_micro_batches, plan_batches
+
+MEASURED_EXAMPLES = 100_000
+"""Examples, evenly spread, that the saving is worked out on."""
+
+
+def plan_packed_batches(
+    lengths: Sequence[int],
+    tokens_per_step: int,
+    tokens_per_micro_batch: int | None,
+    devices: int,
+    epochs: int,
+    seed: int,
+) -> BatchPlan:
+    """Plan every batch of a run in which a micro-batch is one row of whole examples, without padding.
+
+    A row holds at most its share of `tokens_per_step`, or one longer example. Within a window of a shuffled epoch, the
+    longest example that is left goes where it leaves the least room (best-fit decreasing,
+    https://en.wikipedia.org/wiki/Best-fit_bin_packing). Every example is in every epoch exactly once.
+
+    Raises:
+        DataError: fewer examples than micro-batches in a step.
+    """
+    per_step = count_micro_batches(len(lengths), tokens_per_step, tokens_per_micro_batch, devices)
+    batches: list[MicroBatch] = []
+    for epoch in range(epochs):
+        batches += _plan_epoch(lengths, tokens_per_step // per_step, per_step, random.Random(f"{seed}/{epoch}"))
+    return BatchPlan(tuple(batches), per_step)
+
+
+def padding_saved(
+    lengths: NDArray[np.int32], tokens_per_step: int, tokens_per_micro_batch: int | None, devices: int, seed: int
+) -> float:
+    """Return the share of the computed tokens that are padding in a padded epoch, which packing would not compute.
+
+    Raises:
+        DataError: fewer examples than micro-batches in a step.
+    """
+    every = -(-len(lengths) // MEASURED_EXAMPLES)
+    measured: list[int] = lengths[::every].tolist()
+    plan = plan_batches(measured, tokens_per_step, tokens_per_micro_batch, devices, 1, seed)
+    computed = sum(max(measured[i] for i in batch) * len(batch) for batch in plan.micro_batches)
+    return 1 - sum(measured) / computed
+
+
+def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: random.Random) -> list[MicroBatch]:
+    shuffled = list(range(len(lengths)))
+    order.shuffle(shuffled)
+    mean = sum(lengths) / len(lengths)
+    window = max(1, int(WINDOW_STEPS * per_step * budget / mean))
+    rows = [row for i in range(0, len(shuffled), window) for row in _pack(shuffled[i : i + window], lengths, budget)]
+    order.shuffle(rows)
+    while len(rows) % per_step:  # the fullest by count is halved until the rows come out even; there is one with two
+        widest = max(range(len(rows)), key=lambda i: (len(rows[i]), -i))
+        if len(rows[widest]) == 1:
+            return _with_pairs(rows, per_step, lengths)
+        row = rows.pop(widest)
+        rows += [row[::2], row[1::2]]
+    return rows
+
+
+def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
+    """Fill rows with the longest examples first, each where it leaves the least room."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # tokens that still fit, and the row, sorted
+    for i in sorted(window, key=lambda i: (-lengths[i], i)):
+        at = bisect_left(room, (lengths[i], -1))
+        if at == len(room):
+            rows.append([i])
+            left, row = budget - lengths[i], len(rows) - 1
+        else:
+            left, row = room.pop(at)
+            rows[row].append(i)
+            left -= lengths[i]
+        if left > 0:
+            insort(room, (left, row))
+    return [tuple(row) for row in rows]
+
+
+def _with_pairs(rows: list[MicroBatch], per_step: int, lengths: Sequence[int]) -> list[MicroBatch]:
+    """Let the two shortest rows share one past the limit until they come out even: none is left to halve."""
+    while len(rows) % per_step:
+        one, other = sorted(range(len(rows)), key=lambda i: (len(rows[i]), lengths[rows[i][0]], i))[:2]
+        pair = rows[one] + rows[other]
+        rows = [row for i, row in enumerate(rows) if i not in (one, other)] + [pair]
+    return rows
