@@ -102,7 +102,11 @@ def assign(data: Data, table: RowTable, seed: int) -> Parts:
 
 
 def weigh(data: Data, table: RowTable, parts: Parts, seed: int) -> Parts:
-    """Mix the training sources by their weights and even out the classes, where the recipe asks for it."""
+    """Mix the training sources by their weights and even out the classes, where the recipe asks for it.
+
+    Raises:
+        DataError: a source has too few rows for its share, or classes are to be evened out and rows have none.
+    """
     train = parts.train
     weights = [source.weight for source in data.train if source.weight is not None]
     if weights or data.mixing is not None:
@@ -112,6 +116,7 @@ def weigh(data: Data, table: RowTable, parts: Parts, seed: int) -> Parts:
         chosen = mix(keys, weights or None, data.mixing.temperature if data.mixing else None, seed)
         train = np.concatenate([numbers[np.asarray(c, int)] for numbers, c in zip(by_source, chosen, strict=True)])
     if data.balance is not None:
+        _refuse_without_classes(table)
         rows = [(row.parsed().answer(), row.key) for row in table.rows(train.tolist())]
         labels, keys_of_rows = [label for label, _ in rows], [key for _, key in rows]
         even = balance(labels, keys_of_rows, data.balance.method, data.balance.maximum_ratio, seed)
@@ -128,6 +133,17 @@ def _limited(table: RowTable, rows: Numbers, limit: int | None, seed: int) -> Nu
     if limit is None or limit >= len(rows):
         return rows
     return rows[draw((row.key for row in table.rows(rows.tolist())), limit, seed)]
+
+
+def _refuse_without_classes(table: RowTable) -> None:
+    """Refuse to even out classes that a template file of the user's own does not name."""
+    without = [read.source.rows for read in table.sources if read.template.label_column is None]
+    if without:
+        raise DataError(
+            f"the row template {without[0]} names no label_column, so there are no classes to even out",
+            where="data.balance",
+            hint="add label_column to the template, or delete the section",
+        )
 
 
 def _refuse_empty(data: Data, parts: Parts) -> None:

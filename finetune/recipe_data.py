@@ -15,7 +15,7 @@ class Source(Section):
     """Rows: where they are and how each becomes a conversation."""
 
     source: Annotated[str, Field(min_length=1)]
-    """A .json, .jsonl, .csv (these also .gz) or .parquet file, a hub data set, `pypi:NAME==VERSION/path`."""
+    """A .json, .jsonl, .csv, .tsv (these also .gz) or .parquet file, a hub data set, `pypi:NAME==VERSION/path`."""
     sha256: Sha256 | None = None
     """Hash of the file, required for `pypi:`."""
     revision: str | None = None
@@ -121,7 +121,7 @@ class AuditLimits(Section):
 
     masks: Literal["sample", "full"] = "sample"
     """How many examples the second way of computing the mask is run on."""
-    minimum_trained_share: Share = 0.01
+    minimum_trained_share: Share = 0.001
     """Least share of the training tokens that are trained on."""
     maximum_set_aside: Share = 0.1
     """Largest share of the rows that may be unusable, without those that `overflow: drop` takes out."""

@@ -8,11 +8,18 @@ from collections import Counter
 from itertools import pairwise
 
 STAND_IN = re.compile(
-    r"x{4}|\*{3}|\.{3}|…|[<>{}]|\$\(|%s|your|example|placeholder|dummy|sample|change.?me|insert|replace|redacted"
+    r"x{4}|\*{3}|\.{3}|…|[<>{}]|\$\(|^%[sd]$|your|example|placeholder|dummy|sample|change.?me|insert|replace|redacted"
     r"|secret|passwor[dt]|passwd|token|api.?key|test|demo|fake|1234|abcd|qwert|&#?\w{1,6};",
     re.IGNORECASE,
 )
 """What is written where a value is meant to be filled in."""
+
+IN_DRAWN = re.compile(
+    r"x{6}|\*{3}|\.{3}|…|[<>{}]|example|placeholder|dummy|sample|change.?me|insert|replace|redacted|secret|passwor[dt]"
+    r"|123456|abcdef|qwerty|your.{0,3}(?:api|key|token)|(?:^|[_-])(?:your|test|demo|fake|token)(?:[_-]|$)",
+    re.IGNORECASE,
+)
+"""The same in a value that was drawn, where a word of four letters may stand by chance: 1 of 2000 has one."""
 
 WELL_KNOWN = re.compile(r"admin\w{0,4}|guest\w{0,4}|user\w{0,8}|mypass\w{0,4}|postgres|rabbitmq", re.IGNORECASE)
 """Passwords that stand in examples, in full."""
@@ -32,7 +39,7 @@ def is_drawn(match: re.Match[str]) -> bool:
     value = match["value"]
     classes = [_class_of(character) for character in value if character.isalnum()]
     changes = sum(before != after for before, after in pairwise(classes))
-    return changes >= 0.2 * len(classes) and not _stands_in(value)
+    return changes > 0.15 * len(classes) and not _stands_in(value)
 
 
 def is_no_stand_in(match: re.Match[str]) -> bool:
@@ -51,7 +58,7 @@ def is_password(match: re.Match[str]) -> bool:
     kinds = {_class_of(character) for character in value if character not in "_-"}
     enough = len(kinds) >= (2 if len(value) >= 20 else 3)
     code = not match["quote"] and re.search(r"[(\[]|\w\.\w", value) is not None
-    return bool(mixed) and enough and not code and _bits(value) >= 3 and not _stands_in(value)
+    return bool(mixed) and enough and not code and _bits(value) >= 3 and STAND_IN.search(value) is None
 
 
 def is_credential(match: re.Match[str]) -> bool:
@@ -62,7 +69,7 @@ def is_credential(match: re.Match[str]) -> bool:
 
 
 def _stands_in(value: str) -> bool:
-    return STAND_IN.search(value) is not None or len(set(value)) < 8
+    return IN_DRAWN.search(value) is not None or len(set(value)) < 8
 
 
 def _class_of(character: str) -> str:

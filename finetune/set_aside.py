@@ -15,6 +15,8 @@ from evaluation.files import read_jsonl_lines
 from finetune.errors import DataError, nearest
 from finetune.recipe_data import Source
 from finetune.records import SetAside
+from finetune.row_check import Unreadable
+from finetune.row_lines import numbered_lines, open_rows
 from finetune.rows import BadRow, read_rows
 from finetune.run_directory import RunDirectory
 
@@ -64,10 +66,13 @@ def source_text(row: SetAside) -> str:
     for found in read_rows(Source(source=row.file, rows="text"), path):
         if found.line == row.line and not isinstance(found, BadRow):
             return json.dumps(found.values, ensure_ascii=False, indent=2)[:SHOWN_CHARACTERS]
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number == row.line:
-                return raw[:SHOWN_CHARACTERS].decode("utf-8", errors="backslashreplace").rstrip()
+    with open_rows(path) as file:
+        for line in numbered_lines(file, (b"\n",)):
+            if isinstance(line, Unreadable):
+                if line.line == row.line:
+                    return line.detail
+            elif line[0] == row.line:
+                return line[1][:SHOWN_CHARACTERS].decode("utf-8", errors="backslashreplace").rstrip()
     return f"{row.file} has no line {row.line}; it has changed since"
 
 

@@ -158,7 +158,8 @@ def _private_key(rng: random.Random) -> str:
 
 
 def _password(rng: random.Random) -> str:
-    return drawn(rng, 4, string.ascii_lowercase) + drawn(rng, 4, string.ascii_uppercase) + "!" + digits(rng, 4)
+    pieces = [rng.sample(some, 4) for some in (string.ascii_lowercase, string.ascii_uppercase, "56789", "!#%+")]
+    return "".join(rng.sample([character for piece in pieces for character in piece], 16))
 
 
 SECRETS: dict[str, Make] = {

@@ -215,6 +215,11 @@ def test_wrong_and_famous_numbers_are_not_found(text: str) -> None:
     assert not list(find_by_form(text, ("phone", "card", "iban", "us_ssn"), "GB"))
 
 
+def test_land_line_without_the_digit_that_one_dials_first_is_any_number() -> None:
+    assert [(span.start, span.stop) for span in find_by_form("030 901820", ("phone",), "DE")] == [(0, 10)]
+    assert not list(find_by_form("30 901820", ("phone",), "DE"))
+
+
 def _rows(folder: Path, *outputs: str) -> Source:
     lines = "".join(f'{{"instruction": "Who is it?", "input": "", "output": "{output}"}}\n' for output in outputs)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")

@@ -105,6 +105,18 @@ def test_planted_repeats_are_found_among_other_rows(length: int) -> None:
     assert 99 <= found.near <= 100
 
 
+def test_long_rows_that_others_add_to_are_found() -> None:
+    source = random.Random(4)
+    rows = [babble(source, 200) for _ in range(40)]
+    assert repetitions([*rows, *(f"{text} {babble(source, 30)}" for text in rows)]).near >= 36
+
+
+def test_all_of_several_repeats_are_found() -> None:
+    source = random.Random(4)
+    variants = [SHORT, SHORT.replace("baker", "maker"), SHORT.replace("mill", "hill"), f"{SHORT}s"]
+    assert repetitions([*(babble(source, 12) for _ in range(40)), *variants]).near == 3
+
+
 def test_unlike_rows_are_not_taken_for_repeats() -> None:
     source = random.Random(3)
     rows = [babble(source, 60) for _ in range(200)]

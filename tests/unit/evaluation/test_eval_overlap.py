@@ -123,7 +123,7 @@ def test_words_beside_boilerplate_do_not_make_it_count() -> None:
 
 
 def test_a_short_instruction_does_not_count_towards_the_thirteen_words() -> None:
-    instruction = "What does the bank customer want? Answer with the name of the intent."
+    instruction = "What does the bank customer want? Answer briefly."
     rows = [(f"{instruction} {babble(number, 30)}", "") for number in range(60)]
     begin = " ".join(rows[7][0].split()[:17])
     assert not leaks_of(rows, [sample(1, f"{begin} {babble(99, 30)}", "")]).leaks
@@ -147,6 +147,11 @@ def test_a_template_makes_nothing_nearly_equal() -> None:
 def test_similarity_decides_what_is_near(similarity: float, leaks: bool) -> None:
     one = sample(1, SENTENCE.replace("baker", "maker"), "")
     assert bool(leaks_of(ROWS, [one], similarity=similarity).leaks) is leaks
+
+
+def test_samples_with_the_same_prompt_all_leak() -> None:
+    samples = [sample(number, SENTENCE.replace("baker", "maker"), "new") for number in range(2)]
+    assert [leak.kind for leak in leaks_of(ROWS, samples).leaks] == ["near", "near"]
 
 
 def test_every_leaking_row_is_named() -> None:
