@@ -97,6 +97,8 @@ class ChatTemplate:
             raise _refused(str(error)) from error
         except (RecursionError, MemoryError) as error:
             raise _refused("it calls itself without end") from error
+        except OverflowError as error:
+            raise _refused("it makes a number or a range that is too large") from error
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             detail = f"the chat template fails with {type(error).__name__}"
             raise Unrenderable("template_fails", detail) from error

@@ -55,13 +55,30 @@ class ResolvedBase:
 def resolve_base(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
     """Find, fetch or convert the base, and check that it is a LLaMA model read without running code.
 
+    Where the recipe names a chat template, the result is a folder with that one in place of the base's own.
+
     A stated `sha256` is that of the file for GGUF, and that of the result (`ResolvedBase.sha256`) for a
     folder or a hub model.
 
     Raises:
-        DataError: there is no such base, it is not what was named, or not of an accepted kind.
+        DataError: there is no such base, it is not what was named, or not of an accepted kind; or there is no such
+            chat template, or the base's tokenizer lacks its control tokens.
         MachineError: it could not be fetched.
     """
+    if base.chat_template is None:
+        return _as_published(base, cache, announce)
+    # Jinja takes a while to import, and few recipes name a template.
+    from finetune.base_templates import with_chat_template
+    from finetune.chat_templates import load_chat_template, shown_name
+
+    template = load_chat_template(base.chat_template)
+    found = _as_published(base, cache, announce)
+    folder, sha256 = with_chat_template(found.folder, _file_hashes(found.folder), template, cache, base.chat_template)
+    origin = f"{found.origin}, with the chat template {shown_name(base.chat_template)} in place of its own"
+    return ResolvedBase(folder, found.identity, sha256, origin)
+
+
+def _as_published(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
     name = base.model
     path = Path(name)
     on_hub = _HUB_ID.fullmatch(name) is not None and not path.exists() and path.suffix.lower() != ".gguf"
@@ -110,12 +127,16 @@ def check_model_folder(folder: Path, where: str) -> None:
 
 def hash_model_folder(folder: Path) -> str:
     """Hash the files that a base consists of, names and contents, as 64 hex digits."""
+    return sha256_of_json([[name, sha256] for name, sha256 in _file_hashes(folder)])
+
+
+def _file_hashes(folder: Path) -> list[tuple[str, str]]:
     names = sorted(
         path.name
         for path in folder.iterdir()
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES)
     )
-    return sha256_of_json([[name, sha256_of_file(folder / name)] for name in names])
+    return [(name, sha256_of_file(folder / name)) for name in names]
 
 
 def _from_wheel(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:

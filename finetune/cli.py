@@ -174,12 +174,13 @@ def init(
     out: Annotated[Path | None, typer.Option(help="Where the recipe is written; <name>.yaml if not given.")] = None,
     base: Annotated[str | None, typer.Option(help="Model of the hub; a small one for a CPU if not given.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; from the file's name if not given.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Row template, if the guess is wrong; a name or a .yaml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a recipe that is there.")] = False,
 ) -> None:
     """Look at your file, guess what its columns are, and write a commented recipe for it."""
     from finetune.initialize import init_recipe
 
-    init_recipe(file, out, base, name, force)
+    init_recipe(file, out, base, name, force, rows)
 
 
 @app.command(epilog="Example: finetune rows runs/my-recipe --reason too_long")

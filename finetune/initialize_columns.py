@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ LONGEST_LABEL = 60
 """Characters of a class's name."""
 MOST_LABELS = 200
 MOST_NUMERIC_LABELS = 20
+LONGEST_NAMED_LABEL = 120
+"""Characters of a class in a column that is called so."""
+LEAST_REPEATS = 1.5
 REPEATS = 3
 """How often a class is seen, on average, for its column to be taken for one of classes."""
 
@@ -41,6 +45,8 @@ class ColumnFacts:
     """Median of the characters."""
     numeric: bool
     """Whether every value is a number, or a text of digits."""
+    classes: frozenset[str]
+    """The values themselves where they are few."""
     keys: frozenset[str]
     """Keys that every object in the lists has; empty where the values are no lists of objects."""
 
@@ -66,13 +72,18 @@ class ColumnFacts:
         )
 
     @property
+    def may_be_class(self) -> bool:
+        """Say whether a column that is called a label may be one: short values, some of them repeated."""
+        return 0 < self.distinct <= self.filled / LEAST_REPEATS and self.longest <= LONGEST_NAMED_LABEL
+
+    @property
     def is_prose(self) -> bool:
         """Say whether it holds texts that differ from row to row."""
         return self.is_mostly("text") and not self.numeric and not self.is_class and self.distinct > 1
 
     def described(self) -> str:
         """Describe the column in a few words."""
-        kinds = " or ".join(sorted(self.kinds, key=lambda kind: -self.kinds[kind])) or "empty"
+        kinds = " or ".join(kind for kind, _ in Counter(self.kinds).most_common()) or "empty"
         if not self.distinct:
             return kinds
         return f"{kinds}, {self.distinct} different, {self.typical:.0f} characters"
@@ -85,23 +96,36 @@ def look_at_columns(rows: Sequence[Row]) -> list[ColumnFacts]:
         for name, value in row.values.items():
             kept = values.setdefault(name, [])
             if value is not None and value != "":
-                kept.append(value)
+                kept.append(_unfolded(value))
     return [_facts(name, found, len(rows)) for name, found in values.items()]
 
 
 def _facts(name: str, values: Sequence[JsonValue], rows: int) -> ColumnFacts:
     plain = [str(value) for value in values if not isinstance(value, list | dict)]
     lengths = [len(text) for text in plain]
+    different = frozenset(plain)
     return ColumnFacts(
         name=name,
         rows=rows,
         kinds=dict(Counter(_kind(value) for value in values)),
-        distinct=len(set(plain)),
+        distinct=len(different),
         longest=max(lengths, default=0),
         typical=statistics.median(lengths) if lengths else 0,
         numeric=bool(plain) and all(text.strip().lstrip("+-").replace(".", "", 1).isdigit() for text in plain),
+        classes=different if len(different) <= MOST_LABELS else frozenset(),
         keys=_shared_keys([value for value in values if isinstance(value, list)]),
     )
+
+
+def _unfolded(value: JsonValue) -> JsonValue:
+    """Read the list that a text holds as JSON, as CSV files have them."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        listed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return listed if isinstance(listed, list) else value
 
 
 def _kind(value: JsonValue) -> Kind:

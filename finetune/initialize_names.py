@@ -14,6 +14,12 @@ RELATED = 2.0
 PART = 1.0
 """One word of the name is a synonym: `ticket_text`."""
 
+
+def words_in(text: str) -> frozenset[str]:
+    """Return the words of a list that is written as text."""
+    return frozenset(text.split())
+
+
 # English, German, French, Spanish and Chinese; several words are written together.
 SYNONYMS = {
     "instruction": "instruction instructions task aufgabe anweisung auftrag tâche consigne instrucción tarea 指令 任务",
@@ -31,39 +37,44 @@ SYNONYMS = {
     "text": "text texts content body sentence message comment review utterance document article post tweet satz"
     " nachricht kommentar bewertung inhalt dokument artikel beitrag texte contenu phrase commentaire avis message"
     " texto contenido frase comentario reseña mensaje documento 文本 内容 正文 句子 评论 文章 文档 全文",
-    "label": "label labels class category categories intent topic target tag klasse kategorie thema etikett absicht"
+    "label": "label labels class category categories intent department team queue topic target tag klasse"
+    " kategorie thema etikett absicht abteilung"
     " classe catégorie étiquette sujet clase categoría etiqueta tema intención 标签 类别 分类 类型 意图 主题",
-    "sentiment": "sentiment polarity emotion feeling stimmung gefühl tonalität polarität émotion polarité sentimiento"
-    " polaridad emoción 情感 情绪 情感倾向 极性",
+    "sentiment": "sentiment polarity emotion feeling stars rating score sterne stimmung gefühl tonalität"
+    " polarität émotion polarité sentimiento"
+    " polaridad emoción estrellas 评分 星级 情感 情绪 情感倾向 极性",
     "entities": "entities entity ner annotations spans entitäten entität eigennamen annotationen entités entité"
     " entidades entidad anotaciones 实体 命名实体 实体列表",
     "source": "source src sourcetext original quelle quelltext ausgangstext original origine textesource fuente origen"
-    " textoorigen 原文 源文 源语言",
+    " textoorigen 原文 源文",
     "target": "target tgt targettext translation translated übersetzung zieltext traduction cible traducción destino"
-    " 译文 翻译 目标 目标语言",
+    " 译文 翻译 目标",
     "document": "document article text content body report passage dokument artikel text bericht inhalt texte rapport"
     " contenu documento artículo texto informe contenido 文档 文章 正文 原文 全文 内容",
-    "summary": "summary abstract highlights tldr headline zusammenfassung kurzfassung überschrift résumé sommaire resumen"
+    "summary": "summary abstract highlights tldr headline zusammenfassung kurzfassung überschrift résumé"
+    " sommaire resumen"
     " 摘要 总结 概要 概述",
-    "code": "code solution program function snippet quelltext quellcode programm lösung fonction programme solución"
-    " programa código 代码 程序 源代码",
-    "language": "language lang programminglanguage sprache programmiersprache langue langage idioma lenguaje 语言"
-    " 编程语言",
+    "task": "task problem instruction description docstring prompt aufgabe problem tâche problème tarea"
+    " problema 任务 题目"
+    " 需求",
+    "program": "program code solution function snippet canonicalsolution quellcode programm lösung code programme"
+    " solución código programa 代码 程序 源代码",
+    "language": "language lang programminglanguage programmiersprache langage lenguaje 编程语言",
+    "source_language": "sourcelanguage sourcelang srclang quellsprache 源语言",
+    "target_language": "targetlanguage targetlang tgtlang zielsprache 目标语言",
     "persona": "persona personas profile character role persönlichkeit rolle figur personnage rôle personaje papel"
     " 人设 角色 人物",
     "messages": "messages chat dialogue dialog turns history nachrichten gespräch verlauf mensajes diálogo 消息 对话",
-    "conversations": "conversations conversation dialogue dialog chat turns unterhaltung gespräch conversación 对话 会话",
+    "conversations": "conversations conversation dialogue dialog chat turns unterhaltung gespräch conversación"
+    " 对话 会话",
+    "dialogue": "dialogue dialog utterances turns messages conversation conversations chat history dialog gespräch"
+    " conversación diálogo 对话",
 }
-SYNONYMS["response"] = SYNONYMS["output"]
-SYNONYMS["translation"] = SYNONYMS["target"]
-SYNONYMS["article"] = SYNONYMS["document"]
-SYNONYMS["dialogue"] = SYNONYMS["messages"]
 
 # What may stand for what where nothing better fits.
 _RELATED = {
     "instruction": ("question", "prompt"),
-    "output": ("answer", "completion", "code"),
-    "response": ("answer", "completion"),
+    "output": ("answer", "completion", "program"),
     "answer": ("output",),
     "document": ("source", "input"),
     "text": ("input", "question"),
@@ -71,29 +82,29 @@ _RELATED = {
     "sentiment": ("label",),
 }
 
-LANGUAGES = frozenset(
+LANGUAGES = words_in(
     "en de fr es zh it pt nl pl ru ja ko ar tr sv da no fi cs el he hi uk ro hu vi th id"
     " eng deu ger fra fre spa zho chi ita por nld pol rus jpn kor"
     " english german french spanish chinese italian portuguese dutch russian japanese korean"
     " englisch deutsch französisch spanisch chinesisch italienisch anglais allemand français espagnol chinois"
-    " inglés alemán francés español chino 英文 中文 德文 法文 英语 汉语 德语 法语 日语 日文".split()
+    " inglés alemán francés español chino 英文 中文 德文 法文 英语 汉语 德语 法语 日语 日文"
 )
 """Columns with such names hold the same text in several languages."""
 
-GROUPS = frozenset(
+GROUPS = words_in(
     "group groupid gruppe groupe grupo 组 分组 patient patientid patientin case caseid fall fallnummer fallid akte"
     " aktenzeichen dossier caso 案件 案号 患者 病人 document documentid doc docid dokument dokumentid documento 文档"
     " contract contractid vertrag contrat contrato 合同 customer customerid kunde kundennummer client clientid cliente"
     " 客户 user userid author authorid nutzer autor utilisateur usuario 用户 作者 session sessionid conversationid"
     " thread threadid ticket ticketid url link file filename datei fichier archivo 文件 topic topicid thema book bookid"
-    " buch titel title id key qid pairid".split()
+    " buch titel title id key qid pairid"
 )
 """What rows belong together by; a name alone decides nothing unless its values repeat."""
 
-METADATA = frozenset(
+METADATA = words_in(
     "id idx index key uuid number nr nummer numéro número date datum fecha time year jahr année año url link source"
     " quelle file filename datei lang language sprache langue idioma author autor split meta metadata version license"
-    " licence page seite timestamp created updated score rating length tokens 编号 序号 日期 来源 语言 作者".split()
+    " licence page seite timestamp created updated score rating length tokens 编号 序号 日期 来源 语言 作者"
 )
 """What is about a row rather than in it."""
 
@@ -120,7 +131,7 @@ def name_score(wanted: str, name: str) -> float:
         return RELATED
     in_words = any(word in _synonyms(wanted) for word in words_of(name))
     # Chinese has no spaces: 问题描述 holds 问题.
-    in_chinese = any(len(word) > 1 and word in plain for word in _synonyms(wanted) if not word.isascii())
+    in_chinese = any(len(word) > 1 and word in plain for word in _synonyms(wanted) if word[0] >= "\u3400")
     return PART if in_words or in_chinese else 0.0
 
 
@@ -143,4 +154,4 @@ def is_group(name: str) -> bool:
 
 @functools.cache
 def _synonyms(wanted: str) -> frozenset[str]:
-    return frozenset({plain_name(wanted), *map(plain_name, SYNONYMS.get(wanted, "").split())})
+    return frozenset({plain_name(wanted), *map(plain_name, words_in(SYNONYMS.get(wanted, "")))})

@@ -1,4 +1,4 @@
-"""`finetune list`: shipped recipes, row templates, and the runs in a folder."""
+"""`finetune list`: shipped recipes, row and chat templates, and the runs in a folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.chat_templates import describe, list_chat_templates
 from finetune.recipe_file import load_recipe, shipped_recipes
 from finetune.row_templates import list_row_templates, load_row_template
 from finetune.run_directory import STAGES, RunDirectory
@@ -19,13 +20,25 @@ def list_recipes() -> None:
 
 
 def list_templates() -> None:
-    """Print the row templates with their columns."""
-    rows = []
+    """Print the row templates with their columns, and the chat templates."""
+    console = Console(highlight=False)
+    console.print("Row templates: how a row becomes a conversation (`rows:` of a source)\n", markup=False)
     for name in list_row_templates():
         template = load_row_template(name)
-        columns = ", ".join(column if spec.required else f"[{column}]" for column, spec in template.columns.items())
-        rows.append((name, f"{template.description}\ncolumns: {columns}"))
-    _print("template", rows)
+        console.print(f"[bold]{escape(name)}[/]  {escape(template.description)}")
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column, spec in template.columns.items():
+            need = "required" if spec.required else "[dim]optional[/]"
+            table.add_row("", f"[cyan]{escape(column)}[/]", need, escape(spec.doc))
+        console.print(table)
+        console.print()
+    console.print("Chat templates: for bases that have none (`chat_template:` of the base)\n", markup=False)
+    _print("chat template", [(name, describe(name)) for name in list_chat_templates()])
+    console.print(
+        "\nA template of your own is named by its path: a .yaml for rows, a .jinja for chats. Where your columns have "
+        "other names, write `columns: {question: Frage}` (template column: yours).",
+        markup=False,
+    )
 
 
 def list_runs(folder: Path) -> None:

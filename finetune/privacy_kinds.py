@@ -180,11 +180,9 @@ _DIALLED = re.compile(r"(?:\+ ?)?\(?[0-9](?:[ ().~/-]{0,3}[0-9]){6,}")
 _UNIT = re.compile(
     r" ?(?:[€$£¥%]|元|美元|万|亿|(?:EUR|USD|CNY|RMB|GBP|CHF|JPY|euros?|dollars?|Euro|Dollar)(?![A-Za-z]))"
 )
-# A decimal, a date, an address of a machine, and a range of decimals.
-_NO_NUMBER = re.compile(
-    r"\+?[0-9]{1,3}\.[0-9]+|[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{4}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}"
-    r"|.*[0-9]\.[0-9]+ ?[-/] ?[0-9]+\.[0-9].*"
-)
+# A decimal, a date, and an address of a machine.
+_NO_NUMBER = re.compile(r"\+?[0-9]{1,3}\.[0-9]+|[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{4}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
+_RANGE = re.compile(r"[0-9]\.[0-9]+ ?[-/] ?[0-9]+\.[0-9]")
 _NOT_AFTER = re.compile(r"(?:(?:ISBN(?:-1[03])?|PMID|DOI|Case)[: ]{0,3}|[/=_#&@]|[0-9][.:,])$", re.IGNORECASE)
 _NOT_BEFORE = re.compile(r"[.:,][0-9]|-?[A-Za-z0-9_]")
 
@@ -210,7 +208,7 @@ def _phones(text: str, region: str | None) -> Iterator[Span]:
 def _is_dialled(text: str, start: int, stop: int, number: phonenumbers.PhoneNumber, region: str | None) -> bool:
     """Whether what could be a phone number is not rather an amount, a date, an ISBN or a serial number."""
     raw = text[start:stop]
-    if _NO_NUMBER.fullmatch(raw) or _UNIT.match(text, stop):
+    if _NO_NUMBER.fullmatch(raw) or _RANGE.search(raw) or _UNIT.match(text, stop):
         return False
     if region is None or raw.startswith("+"):
         return True

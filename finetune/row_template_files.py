@@ -78,6 +78,7 @@ def parse_row_template(text: str, where: str) -> RowTemplate:
         raise DataError(f"larger than {_LARGEST_FILE} bytes; a row template is a page of text", where=where)
     loader = _StrictLoader(text)
     try:
+        _refuse_aliases(text, where)
         root = loader.get_single_node()
         document = None if root is None else loader.construct_document(root)
         return _TEMPLATE.validate_python(document)
@@ -95,14 +96,7 @@ def parse_row_template(text: str, where: str) -> RowTemplate:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error, and nothing refers to anything."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            what = "an alias stands for other text; write it out"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+    """Safe YAML in which a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen: set[object] = set()
@@ -113,6 +107,14 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _refuse_aliases(text: str, where: str) -> None:
+    """A few lines that refer to each other could unfold into a text without end."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            line = f":{event.start_mark.line + 1}" if event.start_mark else ""
+            raise DataError(f"the alias *{event.anchor} is not accepted", where=where + line, hint="write it out")
 
 
 def _problem(details: ErrorDetails, root: yaml.Node | None, where: str) -> str:

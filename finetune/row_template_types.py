@@ -98,15 +98,13 @@ class TurnsTemplate(_Template):
     @model_validator(mode="after")
     def _columns_are_those_read(self) -> TurnsTemplate:
         named = {name for turn in self.turns for name in names_in(turn.content)}
-        self._check_named(named | {turn.when for turn in self.turns if turn.when is not None} | self._entity_text())
+        named |= {turn.when for turn in self.turns if turn.when is not None}
+        self._check_named(named | ({self.entities.of} if self.entities else set()))
         listed = any(column.type == "entities" for column in self.columns.values())
         if listed != (self.entities is not None):
             raise ValueError("the section `entities` and a column of the type entities belong together")
-        self._check_type(self.entities and self.entities.of, "text")
+        self._check_type(self.entities.of if self.entities else None, "text")
         return self
-
-    def _entity_text(self) -> set[str]:
-        return {self.entities.of} if self.entities else set()
 
 
 class MessagesTemplate(_Template):

@@ -69,6 +69,9 @@ def render(source: str, columns: Mapping[str, JsonValue]) -> str:
         RowUnusable: `not_rendered`, or `too_large` beyond LONGEST_OUTPUT characters.
     """
     compiled = _compile(source)
+    alone = columns.get(compiled.alone)
+    if isinstance(alone, str) and len(alone) <= LONGEST_OUTPUT:
+        return alone
     parts: list[str] = []
     length = 0
     try:
@@ -88,6 +91,8 @@ class _Compiled:
     template: Template
     looped: tuple[str, ...]
     """Columns that are looped over."""
+    alone: str
+    """The column that is the whole text, "" where there is more to it: most turns need no template engine."""
 
 
 @functools.cache
@@ -115,9 +120,14 @@ def _joined(values: Iterable[object], separator: str = "") -> str:
 
 @functools.lru_cache(maxsize=64)
 def _compile(source: str) -> _Compiled:
-    loops = _environment().parse(source).find_all(nodes.For)
-    looped = tuple(loop.iter.name for loop in loops if isinstance(loop.iter, nodes.Name))
-    return _Compiled(_environment().from_string(source), looped)
+    tree = _environment().parse(source)
+    looped = tuple(loop.iter.name for loop in tree.find_all(nodes.For) if isinstance(loop.iter, nodes.Name))
+    match tree.body:
+        case [nodes.Output(nodes=[nodes.Name(name=name)])]:
+            alone = str(name)
+        case _:
+            alone = ""
+    return _Compiled(_environment().from_string(source), looped, alone)
 
 
 def _check_work(compiled: _Compiled, columns: Mapping[str, JsonValue]) -> None:

@@ -175,6 +175,13 @@ DRAGS = (
 )
 
 
+def seconds_to_read(text: str, pattern: re.Pattern[str]) -> float:
+    began = time.process_time()
+    for _ in pattern.finditer(text):
+        pass
+    return time.process_time() - began
+
+
 def test_time_grows_with_the_text_alone(figures: Figures) -> None:
     patterns = [
         value
@@ -188,10 +195,8 @@ def test_time_grows_with_the_text_alone(figures: Figures) -> None:
     for drag in DRAGS:
         text = (drag * size)[:size]
         for pattern in patterns:
-            began = time.perf_counter()
-            for _ in pattern.finditer(text):
-                pass
-            slow += time.perf_counter() - began > 1
+            # A busy machine may slow one attempt down, but not three.
+            slow += all(seconds_to_read(text, pattern) > 1 for _ in range(3))
     cases = len(DRAGS) * len(patterns)
     claim = f"a pattern takes less than 1 s for {size:,} adversarial characters"
     figures.report("Privacy", claim, cases, "patterns × texts", slow)

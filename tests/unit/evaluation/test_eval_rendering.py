@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.conversation import Conversation, Message, Role
+from evaluation.conversation import Conversation, Message, Role, ToolCall
 from evaluation.errors import DataError
 from evaluation.rendering import IGNORE, Example, Renderer, TrainOn, Unrenderable
 
@@ -262,7 +262,84 @@ def test_control_tokens_in_text_are_refused(style: Style, role: Role, layout: ob
 def test_template_that_rewrites_history_is_refused(template: str) -> None:
     with pytest.raises(Unrenderable) as refusal:
         renderer(CHATML, template=template).example(FOUR_TURNS)
-    assert refusal.value.reason == "template_rewrites_history"
+    otherwise = "<think>" in template or "length" in template
+    assert refusal.value.reason == ("template_asks_otherwise" if otherwise else "template_single_turn_only")
+
+
+def test_what_a_template_leaves_out_is_refused() -> None:
+    reasoning = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    silent = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    with pytest.raises(Unrenderable) as refusal:
+        renderer(CHATML, template=reasoning).example(chat(("user", "a"), ("assistant", "because</think>b")))
+    assert refusal.value.reason == "template_drops_text"
+    with pytest.raises(Unrenderable) as refusal:
+        renderer(CHATML, template=silent).example(FOUR_TURNS, "final_assistant")
+    assert refusal.value.reason == "template_drops_text"
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALL = ToolCall(name="weather", arguments={"city": "Zürich"})
+WITH_TOOLS = Conversation(
+    messages=(
+        Message(role="user", content="Rain?"),
+        Message(role="assistant", content="", tool_calls=(CALL,)),
+        Message(role="tool", content="sun"),
+        Message(role="assistant", content="No."),
+    ),
+    tools=(TOOL,),
+)
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [("", "tool 1"), ("{{ tools | tojson }}", "the call of 'weather' in message 2")],
+)
+def test_tools_that_do_not_show_are_refused(shown: str, missing: str) -> None:
+    with pytest.raises(Unrenderable, match=missing) as refusal:
+        renderer(CHATML, template=shown + CHATML.template).example(WITH_TOOLS)
+    assert refusal.value.reason == "template_ignores_tools"
+
+
+def test_a_call_is_trained_on_with_its_end() -> None:
+    calls = "{{ m.content }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+    template = "{{ tools | tojson }}" + CHATML.template.replace(
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}",
+        "{% set m = message %}<|im_start|>{{ m.role }}\n" + calls + "<|im_end|>{{ '\n' }}",
+    )
+    rendering = renderer(CHATML, template=template)
+    call = '{"name": "weather", "arguments": {"city": "Zürich"}}<|im_end|>'
+    assert trained_texts(rendering, rendering.example(WITH_TOOLS)) == [call, "No.<|im_end|>"]
+    hidden = WITH_TOOLS.model_copy(update={"tools": ({**TOOL, "x": "<|im_end|>"},)})
+    with pytest.raises(Unrenderable, match="control token"):
+        rendering.example(hidden)
+
+
+def test_a_template_may_refuse_a_conversation_in_its_own_words() -> None:
+    template = "{{ raise_exception('no system, please') if messages[0].role == 'system' }}" + CHATML.template
+    rendering = renderer(CHATML, template=template)
+    refused, rendered = rendering.examples([FOUR_TURNS, chat(("user", "a"), ("assistant", "b"))])
+    assert isinstance(refused, Unrenderable)
+    assert (refused.reason, "no system, please" in refused.what) == ("template_refuses", True)
+    assert isinstance(rendered, Example)
+
+
+def test_examples_are_those_of_one_by_one() -> None:
+    rendering = renderer(LLAMA_3)
+    many = [FOUR_TURNS, chat(("user", "<|eot_id|>"), ("assistant", "b")), plain(("user", "a"), ("assistant", "b"))]
+    found = rendering.examples(many * 3)
+    assert [isinstance(example, Unrenderable) for example in found] == [False, True, False] * 3
+    assert [found[0], found[2]] == [rendering.example(many[0]), rendering.example(many[2])]
+    rendering.tokenizer(["a", "b b b b"], padding=True, truncation=True, max_length=2)
+    assert rendering.examples(many[:1]) == found[:1]
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "final_assistant"])
+def test_tokens_before_an_answer_are_those_of_the_prompt_alone(train_on: TrainOn) -> None:
+    for style in STYLES:
+        rendering = renderer(style)
+        example = rendering.example(FOUR_TURNS, train_on)
+        prompt = rendering.encode(rendering.chat_text(FOUR_TURNS.messages[:4], ask=True))
+        assert list(example.input_ids[: len(prompt)]) == prompt
 
 
 def test_answer_that_merges_with_the_prompt_is_refused() -> None:
