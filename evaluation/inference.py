@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from evaluation.conversation import Conversation
 from evaluation.errors import TaskError
 from evaluation.model import ModelSpec, assert_unpacked, causal_lm_of, load_model
-from evaluation.tokenizer import load_tokenizer
 from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.token_loss import labelled_nll, log_probabilities, shift
+from evaluation.tokenizer import load_tokenizer
 
 BATCH_TOKENS = 4096
 """Tokens (with padding) held at a time in a scoring pass; a knob for memory alone."""

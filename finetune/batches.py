@@ -64,14 +64,19 @@ def plan_batches(
     return BatchPlan(tuple(batches), per_step)
 
 
+def micro_batches_in_step(tokens_per_step: int, tokens_per_micro_batch: int | None, devices: int) -> int:
+    """Count the micro-batches that a step is cut into, a multiple of the devices."""
+    wanted = math.ceil(tokens_per_step / (tokens_per_micro_batch or tokens_per_step))
+    return math.ceil(wanted / devices) * devices
+
+
 def count_micro_batches(examples: int, tokens_per_step: int, tokens_per_micro_batch: int | None, devices: int) -> int:
     """Count the micro-batches of a step, the same for every device.
 
     Raises:
         DataError: there are fewer examples.
     """
-    wanted = math.ceil(tokens_per_step / (tokens_per_micro_batch or tokens_per_step))
-    per_step = math.ceil(wanted / devices) * devices
+    per_step = micro_batches_in_step(tokens_per_step, tokens_per_micro_batch, devices)
     if examples < per_step:
         raise DataError(
             f"{examples} training examples cannot fill a step of {per_step} micro-batches",

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from evaluation.inference import LanguageModel
 from evaluation.model import DTYPES, ModelSpec, dequantized_weights, load_base
-from evaluation.tokenizer import load_tokenizer
 from evaluation.rendering import Renderer
+from evaluation.tokenizer import load_tokenizer
 
 Onto = Literal["full_precision", "dequantized"]
 

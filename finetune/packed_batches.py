@@ -9,7 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.batches import WINDOW_STEPS, BatchPlan, MicroBatch, count_micro_batches, plan_batches
+from finetune.batches import (
+    WINDOW_STEPS,
+    BatchPlan,
+    MicroBatch,
+    count_micro_batches,
+    micro_batches_in_step,
+    plan_batches,
+)
 
 MEASURED_EXAMPLES = 100_000
 """Examples, evenly spread, that the saving is worked out on."""
@@ -44,11 +51,12 @@ def padding_saved(
 ) -> float:
     """Return the share of the computed tokens that are padding in a padded epoch, which packing would not compute.
 
-    Raises:
-        DataError: fewer examples than micro-batches in a step.
+    It is 0 where there are too few examples for a step, which training refuses.
     """
     every = -(-len(lengths) // MEASURED_EXAMPLES)
     measured: list[int] = lengths[::every].tolist()
+    if len(measured) < micro_batches_in_step(tokens_per_step, tokens_per_micro_batch, devices):
+        return 0.0
     plan = plan_batches(measured, tokens_per_step, tokens_per_micro_batch, devices, 1, seed)
     computed = sum(max(measured[i] for i in batch) * len(batch) for batch in plan.micro_batches)
     return 1 - sum(measured) / computed

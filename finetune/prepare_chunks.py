@@ -7,11 +7,14 @@ is made anew.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 
 from evaluation.files import sha256_of_file, sha256_of_json, staged_file, write_text
@@ -19,10 +22,12 @@ from evaluation.rendering import Example, Renderer
 from finetune.cache import code_hash, examples_entry
 from finetune.prepare_examples import Outcome, RenderSettings, load_renderer, render_rows
 from finetune.row_store import StoredRow
-from finetune.workers import chunked, map_chunks
+from finetune.workers import bounded_chunks, map_chunks
 
 ROWS_A_CHUNK = 2000
-"""Rows rendered at a time: a second's work, so that a kill loses little."""
+"""Most rows rendered at a time: a second's work, so that a kill loses little."""
+CHARACTERS_A_CHUNK = 4_000_000
+"""From so many on, a chunk of fewer rows is full."""
 
 _SCHEMA = pyarrow.schema(
     [
@@ -71,12 +76,12 @@ def render_chunks(rendering: Rendering, rows: Iterable[StoredRow], advance: Call
     under_way: deque[_Job] = deque()
 
     def jobs() -> Iterator[_Job]:
-        for chunk in chunked(rows, ROWS_A_CHUNK):
+        for chunk in bounded_chunks(rows, ROWS_A_CHUNK, lambda row: row.characters, CHARACTERS_A_CHUNK):
             entry = examples_entry(rendering.cache, chunk_key(rendering, chunk))
             under_way.append(_Job(entry, rendering.base_folder, rendering.settings, chunk))
             yield under_way[-1]
 
-    for from_cache in map_chunks(_make_chunk, jobs(), rendering.workers):
+    for from_cache in map_chunks(_make_chunk, jobs(), rendering.workers, _found):
         job = under_way.popleft()
         advance(len(job.rows))
         yield Chunk(job.rows, load_outcomes(job.entry), from_cache)
@@ -113,8 +118,8 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
     columns = {
         "row": [outcome.row for outcome in outcomes],
         "copy": [outcome.copy for outcome in outcomes],
-        "input_ids": [example and list(example.input_ids) for example in examples],
-        "labels": [example and list(example.labels) for example in examples],
+        "input_ids": _as_lists([example.input_ids if example else () for example in examples]),
+        "labels": _as_lists([example.labels if example else () for example in examples]),
         "shortened": [outcome.shortened for outcome in outcomes],
         "reason": [outcome.reason for outcome in outcomes],
         "detail": [outcome.detail for outcome in outcomes],
@@ -130,10 +135,13 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 def load_outcomes(path: Path) -> list[Outcome]:
     """Read a chunk's outcomes."""
     with pyarrow.OSFile(str(path), "rb") as file:
-        columns = [column.to_pylist() for column in pyarrow.ipc.open_file(file).read_all().columns]
+        table = pyarrow.ipc.open_file(file).read_all().combine_chunks()
+    lists = zip(_tuples(table.column("input_ids")), _tuples(table.column("labels")), strict=True)
+    examples = [Example(ids, labels) if ids else None for ids, labels in lists]
+    rest = [column.to_pylist() for column in table.drop_columns(["input_ids", "labels"]).columns]
     return [
-        Outcome(row, copy, ids and Example(tuple(ids), tuple(labels)), shortened, reason, detail, tokens)
-        for row, copy, ids, labels, shortened, reason, detail, tokens in zip(*columns, strict=True)
+        Outcome(row, copy, example, shortened, reason, detail, tokens)
+        for example, row, copy, shortened, reason, detail, tokens in zip(examples, *rest, strict=True)
     ]
 
 
@@ -145,10 +153,28 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def _as_lists(values: Sequence[tuple[int, ...]]) -> pyarrow.ListArray:
+    """Make a column of lists, faster than pyarrow does it from Python's objects."""
+    flat = array("i")
+    for value in values:
+        flat.extend(value)
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(np.frombuffer(flat, np.int32)))
+
+
+def _tuples(column: pyarrow.ChunkedArray) -> Iterator[tuple[int, ...]]:
+    """Read a column of lists; that of a row without an example is empty."""
+    for chunk in column.chunks:
+        offsets = chunk.offsets.to_numpy().tolist()
+        flat = chunk.values.to_numpy().tolist()
+        yield from (tuple(flat[start:stop]) for start, stop in pairwise(offsets))
+
+
+def _found(job: _Job) -> bool | None:
+    return is_whole(job.entry) or None
+
+
 def _make_chunk(job: _Job) -> bool:
-    """Make a chunk unless it is there; tell whether it was."""
-    if is_whole(job.entry):
-        return True
     write_outcomes(job.entry, render_rows(load_renderer(job.base_folder), job.settings, job.rows))
     return False
 

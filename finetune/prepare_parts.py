@@ -13,7 +13,7 @@ from finetune.errors import DataError
 from finetune.mixing import balance, mix
 from finetune.prepare_rows import Collected
 from finetune.recipe_data import Data, HeldOutFraction
-from finetune.row_store import ROWS_A_BATCH, StoredRow
+from finetune.row_store import ROWS_A_BATCH, RowStore, StoredRow
 from finetune.splits import draw, split_by_fraction
 from finetune.workers import chunked
 
@@ -47,16 +47,26 @@ class RowTable:
 
     def rows(self, numbers: Iterable[int]) -> Iterator[StoredRow]:
         """Read rows in the order asked for, a batch at a time."""
+        for store, local in self._runs(numbers):
+            yield from store.rows(local)
+
+    def keys(self, numbers: Iterable[int]) -> Iterator[str]:
+        """Read the keys of rows in the order asked for, and nothing else of them."""
+        for store, local in self._runs(numbers):
+            yield from store.keys(local)
+
+    def groups(self, sources: int) -> Iterator[str]:
+        """Yield what splits keep together, for every row of the first `sources` sources."""
+        return chain.from_iterable(read.rows.column("group") for read in self.sources[:sources])
+
+    def _runs(self, numbers: Iterable[int]) -> Iterator[tuple[RowStore, list[int]]]:
+        """Cut numbers into runs of rows of one source, and count those within it."""
         for chunk in chunked(numbers, ROWS_A_BATCH):
             sources = self.source_of(np.asarray(chunk))
             pairs = zip(sources.tolist(), chunk, strict=True)
             for source, run in groupby(pairs, key=lambda pair: pair[0]):
                 start = int(self._starts[source])
-                yield from self.sources[source].rows.rows([number - start for _, number in run])
-
-    def groups(self, sources: int) -> Iterator[str]:
-        """Yield what splits keep together, for every row of the first `sources` sources."""
-        return chain.from_iterable(read.rows.column("group") for read in self.sources[:sources])
+                yield self.sources[source].rows, [number - start for _, number in run]
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def weigh(data: Data, table: RowTable, parts: Parts, seed: int) -> Parts:
     if weights or data.mixing is not None:
         source = table.source_of(train)
         by_source = [train[source == i] for i in range(len(data.train))]
-        keys = [[row.key for row in table.rows(numbers.tolist())] for numbers in by_source]
+        keys = [list(table.keys(numbers.tolist())) for numbers in by_source]
         chosen = mix(keys, weights or None, data.mixing.temperature if data.mixing else None, seed)
         train = np.concatenate([numbers[np.asarray(c, int)] for numbers, c in zip(by_source, chosen, strict=True)])
     if data.balance is not None:
@@ -132,7 +142,7 @@ def _divide(rows: Numbers, inside: set[int]) -> tuple[Numbers, Numbers]:
 def _limited(table: RowTable, rows: Numbers, limit: int | None, seed: int) -> Numbers:
     if limit is None or limit >= len(rows):
         return rows
-    return rows[draw((row.key for row in table.rows(rows.tolist())), limit, seed)]
+    return rows[draw(table.keys(rows.tolist()), limit, seed)]
 
 
 def _refuse_without_classes(table: RowTable) -> None:

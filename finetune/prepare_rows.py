@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evaluation.conversation import Conversation
 from evaluation.files import read_jsonl_lines, sha256_of_file, sha256_of_json, staged_folder, write_jsonl, write_model
@@ -34,10 +34,12 @@ from finetune.row_templates import (
 )
 from finetune.rows import BadRow, Row, read_rows, resolve_source, row_key
 from finetune.secret_patterns import refuse_secrets
-from finetune.workers import chunked, count_workers, map_chunks
+from finetune.workers import bounded_chunks, count_workers, map_chunks
 
 ROWS_A_CHUNK = 2000
-"""Rows that one process turns into conversations at a time."""
+"""Most rows that one process turns into conversations at a time."""
+CHARACTERS_A_CHUNK = 4_000_000
+"""From so many on, a chunk of fewer rows is full."""
 LARGE_SOURCE_BYTES = 30_000_000
 """From this size of a source on, starting more processes costs less than it saves."""
 SECRET = "secret"
@@ -184,7 +186,7 @@ def _build_entry(entry: Path, settings: RowSettings, source: Source, location: P
     workers = count_workers() if _size(location) >= LARGE_SOURCE_BYTES else 1
     with staged_folder(entry) as folder:
         with reporter.bar(f"read {source.source}", None) as advance:
-            chunks = chunked(read_rows(source, location), ROWS_A_CHUNK)
+            chunks = bounded_chunks(read_rows(source, location), ROWS_A_CHUNK, _characters_of, CHARACTERS_A_CHUNK)
             converted = map_chunks(functools.partial(convert_rows, settings), chunks, workers)
             write_rows(folder / "rows.arrow", _counted(converted, tally, advance))
         write_jsonl(folder / "set_aside.jsonl", tally.set_aside)
@@ -243,6 +245,18 @@ def _nothing_usable(set_aside: Sequence[SetAside]) -> str:
     first = set_aside[0]
     named = ", ".join(f"{count} × {reason}" for reason, count in reasons)
     return f"none of its {len(set_aside)} rows can be used ({named}); line {first.line}: {first.detail}"
+
+
+def _characters_of(row: Row | BadRow) -> int:
+    return _characters(list(row.values.values())) if isinstance(row, Row) else 0
+
+
+def _characters(value: JsonValue) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_characters, value)) if isinstance(value, list) else 1
 
 
 def _size(location: Path) -> int:

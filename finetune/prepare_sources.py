@@ -8,6 +8,7 @@ from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.prepare_parts import RowTable
 from finetune.prepare_rows import collect_source
+from finetune.privacy_names import check_name_finder
 from finetune.recipe import Recipe
 from finetune.recipe_data import Data, HeldOutFraction
 
@@ -18,6 +19,8 @@ def collect(recipe: Recipe, cache: Path, reporter: Reporter) -> RowTable:
     Raises:
         DataError: a source cannot be read, or holds nothing that can be used.
     """
+    if recipe.privacy is not None:
+        check_name_finder(recipe.privacy.detect)
     by, own = group_columns(recipe.data), recipe.data.held_out_source
     read = [collect_source(source, by, recipe.privacy, cache, reporter) for source in recipe.data.train]
     if own is not None:

@@ -58,10 +58,14 @@ def check_source_columns(template: RowTemplate, columns: Mapping[str, str], seen
         for name, source in absent.items()
     ]
     free = seen - {source for source in wanted.values() if source in seen}
-    guesses = {name: _closest(name, source, free) or "YOUR COLUMN" for name, source in absent.items()}
-    line = yaml.safe_dump({**columns, **guesses}, default_flow_style=True, allow_unicode=True, width=10**6).strip()
+    guesses: dict[str, str] = {}
+    for name, source in absent.items():
+        guesses[name] = _closest(name, source, free - set(guesses.values())) or "YOUR COLUMN"
+    line = yaml.safe_dump(
+        {**columns, **guesses}, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6
+    )
     nearby = [f"did you mean {guess!r}?" for guess in dict.fromkeys(guesses.values()) if guess in seen]
-    hint = " ".join([*nearby, f"write `columns: {line}` (template column: yours)"])
+    hint = " ".join([*nearby, f"write `columns: {line.strip()}` (template column: yours)"])
     raise DataError(
         f"there is {' and '.join(parts)} in any row; the columns are: {_listed(seen)}", where=where, hint=hint
     )

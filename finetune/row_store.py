@@ -1,6 +1,6 @@
 """Collected rows on disk as Arrow, memory-mapped: what a row became, where it stood, and what splits know it by.
 
-A source may have more rows than fit into memory, so no stage holds them all: rows are read a batch at a time, by number.
+A source may have more rows than fit into memory, so no stage holds them all: a batch is read at a time, by number.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow
 
 from evaluation.conversation import Conversation
+from finetune.workers import bounded_chunks
 
 ROWS_A_BATCH = 1000
-"""Rows that are read from the disk at once."""
+"""Most rows that are read from the disk at once."""
+CHARACTERS_A_BATCH = 2_000_000
+"""From so many on, a batch of fewer rows is full: a row may have ten million."""
 
 _SCHEMA = pyarrow.schema(
     [
@@ -47,6 +51,11 @@ class StoredRow:
         """Where the row stands."""
         return f"{self.file}:{self.line}"
 
+    @property
+    def characters(self) -> int:
+        """Its length as text."""
+        return len(self.conversation)
+
     def parsed(self) -> Conversation:
         """Parse the conversation."""
         return Conversation.model_validate_json(self.conversation)
@@ -58,41 +67,45 @@ class RowStore:
     def __init__(self, path: Path) -> None:
         """Memory-map a file that `write_rows` has written."""
         self._reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
-        counts = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
-        assert all(count == ROWS_A_BATCH for count in counts[:-1])
-        self._length = sum(counts)
+        counts: list[int] = [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)]
+        self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._starts[-1])
 
-    def rows(self, numbers: Sequence[int]) -> list[StoredRow]:
+    def rows(self, numbers: Sequence[int]) -> Iterator[StoredRow]:
         """Read rows in the order asked for; runs of numbers from one batch are read at once."""
-        found: list[StoredRow] = []
-        for batch, run in groupby(numbers, key=lambda number: number // ROWS_A_BATCH):
-            local = pyarrow.array([number % ROWS_A_BATCH for number in run], pyarrow.int64())
-            columns = [column.to_pylist() for column in self._reader.get_batch(batch).take(local).columns]
-            found += [StoredRow(*values) for values in zip(*columns, strict=True)]
-        return found
+        for batch in self._batches(numbers):
+            columns = [column.to_pylist() for column in batch.columns]
+            yield from (StoredRow(*values) for values in zip(*columns, strict=True))
+
+    def keys(self, numbers: Sequence[int]) -> Iterator[str]:
+        """Read the keys of rows in the order asked for, and nothing else of them."""
+        for batch in self._batches(numbers, ["key"]):
+            yield from batch.column("key").to_pylist()
 
     def column(self, name: Literal["key", "group"]) -> Iterator[str]:
         """Yield one column of every row."""
         for batch in range(self._reader.num_record_batches):
             yield from self._reader.get_batch(batch).column(name).to_pylist()
 
+    def _batches(self, numbers: Sequence[int], columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
+        """Yield the rows asked for in runs from one batch each."""
+        places = np.searchsorted(self._starts, np.asarray(numbers, np.int64), side="right") - 1
+        pairs = zip(places.tolist(), numbers, strict=True)
+        for place, run in groupby(pairs, key=lambda pair: pair[0]):
+            batch = self._reader.get_batch(place)
+            local = np.fromiter((number for _, number in run), np.int64) - self._starts[place]
+            yield (batch.select(columns) if columns else batch).take(pyarrow.array(local))
+
 
 def write_rows(path: Path, rows: Iterable[StoredRow]) -> int:
     """Write rows as they come, a batch at a time, and return how many there were."""
-    waiting: list[StoredRow] = []
     count = 0
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, _SCHEMA) as writer:
-        for row in rows:
-            waiting.append(row)
-            count += 1
-            if len(waiting) == ROWS_A_BATCH:
-                writer.write_batch(_as_batch(waiting))
-                waiting = []
-        if waiting:
-            writer.write_batch(_as_batch(waiting))
+        for batch in bounded_chunks(rows, ROWS_A_BATCH, lambda row: row.characters, CHARACTERS_A_BATCH):
+            writer.write_batch(_as_batch(batch))
+            count += len(batch)
     return count
 
 

@@ -22,7 +22,8 @@ from finetune.row_template_types import (
 )
 
 _SUFFIXES = (".yaml", ".yml")
-_LARGEST_FILE = 1_000_000
+_LARGEST_FILE = 100_000
+_DEEPEST = 10
 _TEMPLATE: TypeAdapter[RowTemplate] = TypeAdapter(RowTemplate)
 _KINDS = ("chat", "plain", "messages")
 
@@ -75,10 +76,11 @@ def parse_row_template(text: str, where: str) -> RowTemplate:
         DataError: it is not YAML, or not a template; every problem is listed, with its line and key.
     """
     if len(text) > _LARGEST_FILE:
-        raise DataError(f"larger than {_LARGEST_FILE} bytes; a row template is a page of text", where=where)
-    loader = _StrictLoader(text)
+        raise DataError(f"larger than {_LARGEST_FILE:,} bytes; a row template is a page of text", where=where)
+    root: yaml.Node | None = None
     try:
-        _refuse_aliases(text, where)
+        _refuse_what_unfolds(text, where)
+        loader = _StrictLoader(text)
         root = loader.get_single_node()
         document = None if root is None else loader.construct_document(root)
         return _TEMPLATE.validate_python(document)
@@ -86,13 +88,11 @@ def parse_row_template(text: str, where: str) -> RowTemplate:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise DataError(f"not YAML that is accepted: {error.problem or error}", where=where + line) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise DataError(f"not YAML: {error}", where=where) from error
+    except ValidationError as error:
         problems = [_problem(details, root, where) for details in error.errors(include_url=False)]
         raise DataError("not a row template:\n  " + "\n  ".join(problems), where=where) from error
-    finally:
-        loader.dispose()
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"not YAML: {error}", where=where) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -109,24 +109,29 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _refuse_aliases(text: str, where: str) -> None:
-    """A few lines that refer to each other could unfold into a text without end."""
+def _refuse_what_unfolds(text: str, where: str) -> None:
+    """Refuse aliases, of which a few lines could unfold into a text without end, and deep nesting."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f":{event.start_mark.line + 1}" if event.start_mark else ""
         if isinstance(event, yaml.AliasEvent):
-            line = f":{event.start_mark.line + 1}" if event.start_mark else ""
             raise DataError(f"the alias *{event.anchor} is not accepted", where=where + line, hint="write it out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise DataError(f"nested more than {_DEEPEST} deep", where=where + line, hint="no key lies that deep")
 
 
 def _problem(details: ErrorDetails, root: yaml.Node | None, where: str) -> str:
     """Say at which line and key what is wrong, and what was probably meant."""
     # The kind of template stands first in the place, where there is one.
     kind, place = (details["loc"][0], details["loc"][1:]) if details["loc"] else ("", ())
-    line = _line_of(root, place)
+    tagged = details["type"] == "union_tag_invalid"
+    line = _line_of(root, ("kind",) if tagged else place)
     at = f"{where}:{line}: " if line else ""
     key = ".".join(map(str, place)) or "template"
-    if details["type"] == "union_tag_invalid":
+    if tagged:
         written = str(details["ctx"]["tag"])
-        return f"{at}kind: {written!r} is none; {nearest(written, _KINDS)}"
+        return f"{at}kind: {written!r} is none of them; {_meant(written, _KINDS)}"
     if details["type"] == "union_tag_not_found":
         return f"{at}kind: is missing; accepted: {', '.join(_KINDS)}"
     if details["type"] == "missing":

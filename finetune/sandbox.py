@@ -55,11 +55,13 @@ def names_in(source: str) -> set[str]:
     """
     try:
         tree = _environment().parse(source)
+        for node in tree.find_all(nodes.Node):
+            _check_node(node)
+        return meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise ValueError(f"not Jinja: {error}") from error
-    for node in tree.find_all(nodes.Node):
-        _check_node(node)
-    return meta.find_undeclared_variables(tree)
+    except RecursionError as error:
+        raise ValueError("not Jinja that is accepted: nested too deeply") from error
 
 
 def render(source: str, columns: Mapping[str, JsonValue]) -> str:
@@ -160,6 +162,6 @@ def _check_filter(node: nodes.Filter) -> None:
     if any(inner.name in _GROWING for inner in node.find_all(nodes.Filter)):
         raise ValueError(f"{node.name} of what {' or '.join(_GROWING)} made is not accepted (line {node.lineno})")
     if node.name == "tojson" and (node.args or node.kwargs):
-        raise ValueError(f"tojson takes nothing in brackets (line {node.lineno})")
+        raise ValueError(f"only tojson without brackets is accepted (line {node.lineno})")
     if node.kwargs or not all(isinstance(argument, nodes.Const) for argument in node.args):
         raise ValueError(f"only join with a text in quotes is accepted (line {node.lineno})")

@@ -34,21 +34,48 @@ def chunked(items: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
         yield chunk
 
 
-def map_chunks(work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers: int) -> Iterator[Result]:
+def bounded_chunks(
+    items: Iterable[Chunk], most: int, size_of: Callable[[Chunk], int], most_size: int
+) -> Iterator[list[Chunk]]:
+    """Cut a stream into lists of at most `most` items that are full once their sizes add up to `most_size`."""
+    chunk: list[Chunk] = []
+    size = 0
+    for item in items:
+        chunk.append(item)
+        size += size_of(item)
+        if len(chunk) >= most or size >= most_size:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def map_chunks(
+    work: Callable[[Chunk], Result],
+    chunks: Iterable[Chunk],
+    workers: int,
+    known: Callable[[Chunk], Result | None] | None = None,
+) -> Iterator[Result]:
     """Yield what `work` makes of each chunk, in order; with several workers it must be picklable, and pure.
+
+    What `known` has an answer to is not worked on. Processes start when there is work for them.
 
     Raises:
         MachineError: a worker process died.
     """
+    answers = ((chunk, known(chunk) if known else None) for chunk in chunks)
     if workers <= 1:
-        yield from map(work, chunks)
+        yield from (work(chunk) if answer is None else answer for chunk, answer in answers)
         return
     # `spawn`, since a fork of a process that has torch's threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_become_worker) as pool:
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_become_worker, initargs=(os.getpid(),)
+    )
+    with pool:
         under_way: deque[Future[Result]] = deque()
         try:
-            for chunk in chunks:
-                under_way.append(pool.submit(work, chunk))
+            for chunk, answer in answers:
+                under_way.append(pool.submit(work, chunk) if answer is None else _done(answer))
                 if len(under_way) >= CHUNKS_A_WORKER * workers:
                     yield under_way.popleft().result()
             while under_way:
@@ -62,8 +89,16 @@ def map_chunks(work: Callable[[Chunk], Result], chunks: Iterable[Chunk], workers
                 future.cancel()
 
 
-def _become_worker() -> None:
+def _done(answer: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(answer)
+    return future
+
+
+def _become_worker(parent: int) -> None:
     """End with the parent, which alone answers Ctrl-C; and leave its tokenizer one thread."""
     end_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before this process could ask to end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

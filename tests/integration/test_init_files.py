@@ -105,12 +105,6 @@ OWN: dict[str, tuple[Callable[[Path], Path], str, dict[str, str]]] = {
 }
 
 
-TOOLS_UNPLACED = pytest.mark.xfail(
-    strict=True,
-    reason="the audit's second mask renders called tools without their calls, which chatml and llama3 refuse",
-)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("base"))
@@ -186,10 +180,7 @@ def test_recipes_of_domain_data_run(name: str, base: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "write",
-    [
-        pytest.param(write, id=name, marks=[TOOLS_UNPLACED] if write is tool_calls else [])
-        for name, (write, *_) in OWN.items()
-    ],
+    [pytest.param(write, id=name) for name, (write, *_) in OWN.items()],
 )
 def test_recipes_of_other_shapes_run(write: Callable[[Path], Path], base: Path, tmp_path: Path) -> None:
     init_recipe(write(tmp_path), tmp_path / "recipe.yaml", None, None, False)

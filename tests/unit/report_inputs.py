@@ -11,13 +11,13 @@ from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
 from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
 from finetune.records import (
     Audit,
+    Environment,
     LeakCount,
     LeakedSample,
     MaskAudit,
-    Repetition,
-    Environment,
     MergeCandidate,
     MergeProof,
+    Repetition,
     SourceAccount,
     StageTime,
     StepMetrics,

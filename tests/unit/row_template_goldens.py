@@ -8,14 +8,14 @@ After a template has been changed on purpose, write the files anew and read the 
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 
 from tiny_model import build_tokenizer
 
-from evaluation.rendering import IGNORE, Renderer
+from evaluation.rendering import Renderer
 from finetune.chat_templates import load_chat_template
 from finetune.row_templates import list_row_templates, load_row_template, to_conversation
+from finetune.spans import spans_of
 
 FIXTURES = Path(__file__).with_name("row_template_fixtures")
 GOLDENS = Path(__file__).with_name("golden_rows")
@@ -31,9 +31,8 @@ def golden_text(name: str) -> str:
     texts = []
     for line in lines:
         example = renderer.example(to_conversation(template, json.loads(line), {}))
-        pairs = zip(example.input_ids, example.labels, strict=True)
-        spans = [(trained, tuple(i for i, _ in span)) for trained, span in groupby(pairs, lambda p: p[1] != IGNORE)]
-        texts.append("".join(f"⟦{renderer.text(ids)}⟧" if trained else renderer.text(ids) for trained, ids in spans))
+        spans = spans_of(example, renderer)
+        texts.append("".join(f"⟦{span.text}⟧" if span.trained else span.text for span in spans))
     return BETWEEN.join(texts) + "\n"
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tiny_model import write_tiny_base
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.files import sha256_of_file
-from finetune.bases import hash_model_folder, resolve_base
+from finetune.bases import ResolvedBase, hash_model_folder, resolve_base
 from finetune.cache import file_entry
+from finetune.chat_templates import load_chat_template
 from finetune.errors import DataError
 from finetune.gguf import convert_gguf
 from finetune.recipe import Base
@@ -228,3 +230,67 @@ def test_a_gguf_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
     write_gguf(file, architecture="qwen2")
     with pytest.raises(DataError, match="qwen2"):
         convert_gguf(file, "0" * 64, tmp_path / "cache", print)
+
+
+def test_a_named_chat_template_takes_the_place_of_the_bases_own(tmp_path: Path) -> None:
+    plain, cache = write_tiny_base(tmp_path / "model"), tmp_path / "cache"
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "old"}))
+    found = resolve_base(base(str(plain)), cache, print)
+    named = resolve_base(base(str(plain), chat_template="chatml"), cache, print)
+    assert AutoTokenizer.from_pretrained(named.folder).chat_template == load_chat_template("chatml")
+    assert "chat_template" not in json.loads((named.folder / "tokenizer_config.json").read_text())
+    assert (named.identity, named.sha256 != found.sha256) == (found.identity, True)
+    assert named.sha256 == hash_model_folder(named.folder)
+    assert (named.folder / "model.safetensors").samefile(plain / "model.safetensors")
+    assert resolve_base(base(str(plain)), cache, print) == found
+    assert str(tmp_path) not in named.origin
+
+
+def test_another_template_or_base_is_another_folder(tmp_path: Path) -> None:
+    plain, cache, file = write_tiny_base(tmp_path / "model"), tmp_path / "cache", tmp_path / "mine.jinja"
+
+    def resolved(name: str) -> ResolvedBase:
+        return resolve_base(base(str(plain), chat_template=name), cache, print)
+
+    file.write_text(TEMPLATE)
+    first = resolved(str(file))
+    assert resolved(str(file)) == first
+    file.write_text(TEMPLATE + " ")
+    second = resolved(str(file))
+    (plain / "config.json").write_text((plain / "config.json").read_text() + " ")
+    third = resolved(str(file))
+    assert len({first.folder, second.folder, third.folder, resolved("alpaca").folder}) == 4
+    assert len({first.sha256, second.sha256, third.sha256}) == 3
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "model.safetensors"])
+def test_a_damaged_folder_with_a_template_is_made_again(name: str, tmp_path: Path) -> None:
+    plain, cache = write_tiny_base(tmp_path / "model"), tmp_path / "cache"
+    named = base(str(plain), chat_template="chatml")
+    made = resolve_base(named, cache, print)
+    (made.folder / name).unlink()
+    (made.folder / name).write_text("damaged")
+    assert resolve_base(named, cache, print) == made
+    assert hash_model_folder(made.folder) == made.sha256
+
+
+def test_files_are_copied_where_links_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no links here")
+
+    plain, cache = write_tiny_base(tmp_path / "model"), tmp_path / "cache"
+    monkeypatch.setattr("os.link", fails)
+    made = resolve_base(base(str(plain), chat_template="chatml"), cache, print)
+    assert not (made.folder / "model.safetensors").samefile(plain / "model.safetensors")
+    assert made.sha256 == hash_model_folder(made.folder)
+    assert resolve_base(base(str(plain), chat_template="chatml"), cache, print) == made
+
+
+def test_a_template_whose_control_tokens_the_base_lacks_is_refused(tmp_path: Path) -> None:
+    plain = write_tiny_base(tmp_path / "model")
+    with pytest.raises(DataError, match="end_header_id") as caught:
+        resolve_base(base(str(plain), chat_template="llama3"), tmp_path / "cache", print)
+    assert "alpaca, chatml" in str(caught.value)
+    with pytest.raises(DataError, match="did you mean 'chatml'"):
+        resolve_base(base(str(plain), chat_template="chatlm"), tmp_path / "cache", print)

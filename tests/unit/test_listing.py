@@ -1,4 +1,4 @@
-"""What `finetune list runs` says of a folder."""
+"""What `finetune list` says of templates and of a folder of runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.listing import list_runs
+from finetune.chat_templates import list_chat_templates
+from finetune.listing import list_runs, list_templates
 from finetune.records import StageTime
+from finetune.row_templates import list_row_templates, load_row_template
 from finetune.run_directory import OUTPUTS, RunDirectory
 
 
@@ -36,3 +38,23 @@ def test_runs_are_listed_with_their_finished_stages(tmp_path: Path, capsys: pyte
 def test_a_folder_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list_runs(tmp_path / "absent")
     assert capsys.readouterr().out.replace("\n", "").startswith("no runs in")
+
+
+def test_every_template_is_listed_with_its_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    list_templates()
+    text = capsys.readouterr().out
+    rows, chats = text.split("Chat templates:")
+    assert max(len(line) for line in text.splitlines()) <= 100
+    blocks = dict(block.strip().split("  ", 1) for block in rows.split("\n\n")[1:] if block.strip())
+    assert sorted(blocks) == list_row_templates()
+    for name, block in blocks.items():
+        template = load_row_template(name)
+        assert " ".join(block.split()).startswith(template.description)
+        for column, spec in template.columns.items():
+            need = "required" if spec.required else "optional"
+            assert f"{column} {need} {spec.doc.split()[0]}" in " ".join(block.split())
+    for name in list_chat_templates():
+        assert f"\n{name} " in chats

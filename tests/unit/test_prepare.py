@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -338,7 +337,9 @@ def test_a_text_is_split_with_nothing_lost_and_nothing_learned_twice(length: int
 
 
 def answer_of(example: Example, renderer: Renderer) -> str:
-    return renderer.text(tuple(i for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORE))
+    return renderer.text(
+        tuple(i for i, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORE)
+    )
 
 
 def test_spans_are_the_example_cut_where_training_begins_and_ends(renderer: Renderer) -> None:

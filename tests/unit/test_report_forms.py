@@ -12,9 +12,9 @@ from report_inputs import choose_task, generate_task, inputs, loss_task, with_ta
 
 from finetune.records import LeakCount, LeakedSample, TokenSpan
 from finetune.report import ReportInputs, build_report
+from finetune.report_data import SHOWN_LEAKS
 from finetune.report_html import render_html
 from finetune.report_markdown import fenced, plain, render_markdown
-from finetune.report_data import SHOWN_LEAKS
 from finetune.report_sections import folded_sections
 from finetune.report_tables import tasks_tables
 

@@ -1,52 +1,29 @@
-"""Row templates: bundled ones against golden conversations, bad rows against their codes, bad templates."""
+"""Row templates: bundled ones against golden renderings, and bad rows against their codes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import random
+from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import JsonValue
+from row_template_goldens import FIXTURES, GOLDENS, golden_text
 
 from evaluation.conversation import Conversation
-from finetune.errors import DataError
 from finetune.row_templates import (
     RowUnusable,
-    check_columns,
     list_row_templates,
     load_row_template,
-    parse_row_template,
     to_conversation,
 )
 
 Values = dict[str, JsonValue]
 
-# One row of each bundled template, and the turns it becomes; a first element 'plain' is the layout.
-GOLDEN: dict[str, tuple[Values, list[tuple[str, str]]]] = {
-    "alpaca": (
-        {"instruction": "Translate.", "input": "  chat\n", "output": "cat ", "system": "Be brief.", "id": 7},
-        [("system", "Be brief."), ("user", "Translate.\n\n  chat\n"), ("assistant", "cat ")],
-    ),
-    "classification": (
-        {"text": "Typhoid", "label": "Infections", "instruction": "Which chapter?"},
-        [("system", "Which chapter?"), ("user", "Typhoid"), ("assistant", "Infections")],
-    ),
-    "messages": (
-        {"messages": [{"role": "developer", "content": "S"}, {"role": "user", "content": "U"},
-                      {"role": "assistant", "content": "A", "name": "x"}, {"role": "tool", "content": "T"},
-                      {"role": "assistant", "content": "B", "tool_calls": None}]},
-        [("system", "S"), ("user", "U"), ("assistant", "A"), ("tool", "T"), ("assistant", "B")],
-    ),
-    "prompt_completion": (
-        {"prompt": "def f(x):\n    ", "completion": "return x\n"},
-        [("user", "def f(x):\n    "), ("assistant", "return x\n")],
-    ),
-    "sharegpt": (
-        {"conversations": [{"from": "human", "value": "U"}, {"from": "gpt", "value": "A"}], "system": "S"},
-        [("system", "S"), ("user", "U"), ("assistant", "A")],
-    ),
-    "text": ({"text": "Once {{ upon }} <b>a</b>.\n"}, [("assistant", "Once {{ upon }} <b>a</b>.\n")]),
-}  # fmt: skip
 PLAIN = {"prompt_completion", "text"}
+NAMES = list_row_templates()
 
 
 def convert(name: str, values: Values, columns: dict[str, str] | None = None) -> Conversation:
@@ -67,17 +44,32 @@ def reason(name: str, values: Values) -> str:
     return caught.value.reason
 
 
-def test_every_bundled_template_has_a_golden_conversation() -> None:
-    assert list_row_templates() == sorted(GOLDEN)
+def test_every_bundled_template_has_a_fixture_and_a_golden_rendering() -> None:
+    assert sorted(path.stem for path in FIXTURES.iterdir()) == NAMES
+    assert sorted(path.stem for path in GOLDENS.iterdir()) == NAMES
+    tasks = {"alpaca", "messages", "sharegpt", "prompt_completion", "question_answering", "classification", "sentiment",
+             "ner", "translation", "summarization", "code", "persona", "text"}  # fmt: skip
+    assert tasks <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_a_row_becomes_the_golden_conversation(name: str) -> None:
-    values, expected = GOLDEN[name]
-    conversation = convert(name, values)
-    assert turns(conversation) == expected
-    assert conversation.layout == ("plain" if name in PLAIN else "chat")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fixture_is_rendered_as_its_golden_text(name: str) -> None:
+    text = golden_text(name)
+    assert text == (GOLDENS / f"{name}.txt").read_text(encoding="utf-8"), f"meant? see row_template_goldens.py\n{text}"
+    assert "⟦" in text
     assert load_row_template(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fixture_has_each_optional_column_and_lacks_it(name: str) -> None:
+    rows = [json.loads(line) for line in (FIXTURES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert 2 <= len(rows) <= 4
+    optional = [column for column, spec in load_row_template(name).columns.items() if not spec.required]
+    for column in optional:
+        assert {bool(row.get(column)) for row in rows} == {True, False}, column
+    assert any(not line.isascii() for line in (json.dumps(row, ensure_ascii=False) for row in rows))
+    layouts = {convert(name, row).layout for row in rows}
+    assert layouts == {"plain" if name in PLAIN else "chat"}
 
 
 @pytest.mark.parametrize("missing", [{}, {"input": ""}, {"input": None, "system": None}])
@@ -90,19 +82,6 @@ def test_columns_may_have_other_names_in_the_source() -> None:
     values: Values = {"diagnosis": "Typhoid", "chapter": 3}
     conversation = convert("classification", values, {"text": "diagnosis", "label": "chapter"})
     assert turns(conversation) == [("user", "Typhoid"), ("assistant", "3")]
-
-
-def test_a_mapped_column_that_the_template_does_not_have_is_refused() -> None:
-    with pytest.raises(DataError, match="did you mean 'label'"):
-        check_columns(load_row_template("classification"), {"labels": "chapter"})
-
-
-def test_a_missing_column_lists_those_there_are() -> None:
-    with pytest.raises(RowUnusable, match=r"there are: lable, text; did you mean 'lable'\?") as caught:
-        convert("classification", {"text": "a", "lable": "b"})
-    assert caught.value.reason == "missing_column"
-    with pytest.raises(RowUnusable, match=r"column_19, …$"):
-        convert("text", {f"column_{number:02}": 0 for number in range(30)})
 
 
 @pytest.mark.parametrize(
@@ -121,6 +100,15 @@ def test_a_missing_column_lists_those_there_are() -> None:
         ("classification", {"text": "a", "label": "b", "instruction": " "}, "empty_system"),
         ("prompt_completion", {"prompt": "SECRET", "completion": ""}, "empty_answer"),
         ("alpaca", {"instruction": "SECRET", "output": "x", "input": {"a": 1}}, "wrong_type"),
+        ("persona", {"persona": ["SECRET", 1], "dialogue": ["a", "b"]}, "wrong_type"),
+        ("persona", {"persona": "SECRET", "dialogue": ["a", "b", "c"]}, "no_answer_at_end"),
+        ("persona", {"persona": "", "dialogue": ["a", ""]}, "empty_answer"),
+        ("persona", {"persona": "a", "dialogue": ["SECRET", 3]}, "turn_not_an_object"),
+        ("persona", {"dialogue": ["SECRET", "b"]}, "missing_column"),
+        ("ner", {"text": "SECRET", "entities": "SECRET"}, "wrong_type"),
+        ("ner", {"text": "SECRET", "entities": '{"a": 1}'}, "wrong_type"),
+        ("messages", {"messages": "[1, 1"}, "wrong_type"),
+        ("messages", {"messages": '[{"role": "user", "role": "SECRET"}]'}, "wrong_type"),
     ],
 )
 def test_rows_that_cannot_be_used_have_a_code(name: str, values: Values, expected: str) -> None:
@@ -170,67 +158,137 @@ def test_a_system_column_beside_a_system_turn_is_out_of_order() -> None:
     assert reason("sharegpt", {"conversations": [S, U, A], "system": "s"}) == "roles_out_of_order"
 
 
-def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
-    with pytest.raises(DataError, match=r"did you mean 'alpaca'.*classification"):
-        load_row_template("alpacca")
-
-
-def test_a_template_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "options.yaml"
-    path.write_text(OWN, encoding="utf-8")
-    conversation = to_conversation(load_row_template(str(path)), {"q": "Q?", "options": ["x", "y"], "a": "x"}, {})
-    assert turns(conversation) == [("user", "Q?\n- x\n- y"), ("assistant", "x")]
-
-
-@pytest.mark.parametrize("content", [None, b"\xff"])
-def test_a_file_that_cannot_be_read_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "own.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_row_template(str(path))
-
-
-OWN = r"""
-name: options
-description: Multiple choice.
-kind: chat
-columns:
-  q: {doc: "The question."}
-  options: {type: list, doc: "The choices."}
-  a: {doc: "The answer."}
-turns:
-  - {role: user, content: "{{ q }}{% for option in options %}\n- {{ option }}{% endfor %}"}
-  - {role: assistant, content: "{{ a }}"}
-"""
+CALL: Values = {"function": {"name": "f", "arguments": '{"x": "SECRET"}'}}
+ASKED: Values = {"role": "user", "content": "SECRET"}
+CALLING: Values = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+ANSWERED: Values = {"role": "tool", "content": "SECRET"}
+SAID: Values = {"role": "assistant", "content": "SECRET"}
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("listed", "expected"),
     [
-        ("name: options", "nmae: options", "nmae: Extra inputs"),
-        ("kind: chat", "kind: chatt", "template: Input tag 'chatt'"),
-        ("kind: chat", "kind: chat\nkind: plain", "the key 'kind' stands twice"),
-        ("kind: chat", "kind: [", "not YAML"),
-        ("{{ a }}", "{{ b }}", "not among `columns`: b"),
-        ("{{ a }}", "yes", "columns that nothing reads: a"),
-        ("{{ a }}", "{{ a", "not Jinja"),
-        ("{{ a }}", "{{ a.b }}", "Getattr is not accepted"),
-        ("role: assistant", "role: bot", "turns.1.role"),
-        ("role: assistant", "role: assistant, when: z", "not among `columns`: z"),
-        ("kind: chat", "kind: chat\nlabel_column: z", "not among `columns`: z"),
-        ("kind: chat", "kind: !!python/object/apply:os.getcwd []", "not YAML"),
+        ([ASKED, CALLING, SAID], "roles_out_of_order"),
+        ([ASKED, CALLING, ASKED, SAID], "roles_out_of_order"),
+        ([ASKED, CALLING, ANSWERED], "no_answer_at_end"),
+        ([ASKED, {"role": "assistant", "content": None}], "content_not_text"),
+        ([ASKED, {"role": "assistant"}], "turn_incomplete"),
+        ([ASKED, {"role": "assistant", "tool_calls": []}], "turn_incomplete"),
+        ([ASKED, {"role": "assistant", "content": "", "tool_calls": None}], "empty_answer"),
+        ([{**ASKED, "tool_calls": [CALL]}, SAID], "bad_tool_call"),
+        ([ASKED, {**CALLING, "tool_calls": "SECRET"}], "bad_tool_call"),
+        ([ASKED, {**CALLING, "content": ["SECRET"]}], "content_not_text"),
+        ([ASKED, {**CALLING, "content": "a\0"}], "nul_character"),
+        ([ASKED, {**SAID, "function_call": {"name": "f"}}], "unsupported_key"),
     ],
 )
-def test_a_template_that_is_not_accepted_says_what_and_where(old: str, new: str, message: str) -> None:
-    assert old in OWN
-    with pytest.raises(DataError) as caught:
-        parse_row_template(OWN.replace(old, new, 1), where="own.yaml")
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("own.yaml: ")
+def test_calls_that_cannot_be_used_have_a_code(listed: JsonValue, expected: str) -> None:
+    assert reason("messages", {"messages": listed}) == expected
+
+
+@pytest.mark.parametrize("listed", [[ASKED, CALLING], [ASKED, CALLING, ANSWERED, CALLING, ANSWERED, ANSWERED, SAID]])
+def test_a_turn_may_call_a_function_instead_of_saying_something(listed: list[JsonValue]) -> None:
+    conversation = convert("messages", {"messages": listed})
+    assert [message.content for message in conversation.messages if message.tool_calls] == [""] * listed.count(CALLING)
+    assert conversation.messages[1].tool_calls[0].arguments == {"x": "SECRET"}
+
+
+@pytest.mark.parametrize("name", ["g", "F"])
+def test_a_call_of_what_is_not_among_the_tools_is_set_aside(name: str) -> None:
+    values: Values = {"messages": [ASKED, CALLING], "tools": [{"name": name}]}
+    assert reason("messages", values) == "unknown_tool"
+    assert convert("messages", {**values, "tools": [{"name": "f"}, {"name": name}]}).tools[0] == {
+        "type": "function",
+        "function": {"name": "f"},
+    }
+
+
+@pytest.mark.parametrize("text", ["SECRET", "[]", "3", '{"arguments": {}}', None])
+def test_a_function_call_turn_must_be_a_call(text: JsonValue) -> None:
+    turns_: list[JsonValue] = [U, {"from": "function_call", "value": text}]
+    expected = "content_not_text" if text is None else "bad_tool_call"
+    assert reason("sharegpt", {"conversations": turns_}) == expected
+
+
+TEMPLATES = {name: load_row_template(name) for name in NAMES}
+WORDS = ("user", "assistant", "gpt", "human", "function_call", "tool", "Anna", '[{"name": "f"}]', '{"x": 1}', "", "\0")
+KEYS = (
+    "role",
+    "from",
+    "content",
+    "value",
+    "text",
+    "label",
+    "start",
+    "end",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+)
+
+
+def any_json(draw: random.Random, depth: int = 0) -> JsonValue:
+    """Make up a JSON value of the words that templates know."""
+    kind = draw.randrange(8 if depth < 4 else 6)
+    if kind >= 6:
+        values = [any_json(draw, depth + 1) for _ in range(draw.randrange(4))]
+        return values if kind == 6 else dict(zip(draw.sample(KEYS, len(values)), values, strict=True))
+    leaves: list[JsonValue] = [None, True, draw.randrange(-1, 9), 0.5, draw.choice(WORDS), draw.choice(WORDS)]
+    return leaves[kind]
+
+
+def spoilt(value: JsonValue, draw: random.Random) -> JsonValue:
+    """Put any JSON in the place of a part of a value, however deep."""
+    if draw.random() < 0.08:
+        return any_json(draw)
+    if isinstance(value, dict):
+        return {key: spoilt(part, draw) for key, part in value.items() if draw.random() > 0.02}
+    return [spoilt(part, draw) for part in value] if isinstance(value, list) else value
+
+
+def fate(name: str, values: Values) -> str:
+    """Return the reason why a row is set aside, or "" for a conversation that can be written, read and trained on."""
+    try:
+        conversation = to_conversation(TEMPLATES[name], values, {})
+    except RowUnusable as unusable:
+        return unusable.reason
+    last = conversation.messages[-1]
+    assert last.role == "assistant"
+    assert last.content.strip() or last.tool_calls
+    assert Conversation.model_validate_json(conversation.model_dump_json()) == conversation
+    return ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_json_in_any_column_becomes_a_conversation_or_is_set_aside(name: str) -> None:
+    draw = random.Random(name)
+    rows = [json.loads(line) for line in (FIXTURES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    columns = sorted(TEMPLATES[name].columns)
+    spoilt_rows = [{key: spoilt(value, draw) for key, value in draw.choice(rows).items()} for _ in range(300)]
+    made_up = [{column: any_json(draw) for column in columns if draw.random() < 0.8} for _ in range(100)]
+    fates = Counter(fate(name, values) for values in (*spoilt_rows, *made_up))
+    assert all(reason == "" or reason.isidentifier() for reason in fates)
+    assert fates[""] > 20, "the good ones are tried as well"
+    assert len(fates) > 3, "and several ways of being bad"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    text=st.text() | st.from_regex(r"\{[{%#]?.*[}%#]?\}"), name=st.sampled_from(["text", "alpaca", "classification"])
+)
+def test_any_text_is_kept_as_it_is(text: str, name: str) -> None:
+    columns = TEMPLATES[name].columns
+    if not text.strip() or "\0" in text:
+        assert fate(name, dict.fromkeys(columns, text)) != ""
+        return
+    conversation = to_conversation(TEMPLATES[name], dict.fromkeys(columns, text), {})
+    expected = f"{text}\n\n{text}" if name == "alpaca" else text
+    assert [m.content for m in conversation.messages if m.role == "user"] == ([] if name == "text" else [expected])
+    assert {m.content for m in conversation.messages if m.role != "user"} == {text}
 
 
 def test_labels_are_named_where_there_are_classes() -> None:
     named = {name for name in list_row_templates() if load_row_template(name).label_column is not None}
-    assert named == {"classification"}
-    assert load_row_template("classification").text_column == "text"
+    assert named == {"classification", "sentiment"}
+    assert {load_row_template(name).text_column for name in named} == {"text"}

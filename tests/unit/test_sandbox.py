@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
+from pydantic import JsonValue
 
 from finetune import sandbox
 from finetune.sandbox import names_in, render
@@ -23,6 +27,14 @@ HOSTILE = [
     "{{ a|indent(1000000000) }}",
     "{{ a|replace('', a) }}",
     "{{ a|map('upper') }}",
+    "{{ a|join(a) }}",
+    "{{ a|join('x')|join('y') }}",
+    "{{ a|tojson|upper|tojson }}",
+    "{{ a|join(d='x') }}",
+    "{{ a|join(', ', attribute='b') }}",
+    "{{ a|tojson(4) }}",
+    "{{ a|tojson(indent=4) }}",
+    "{{ " + "(" * 5000 + "a" + ")" * 5000 + " }}",
     "{% for x in a %}{% for y in a %}{{ y }}{% endfor %}{% endfor %}",
     "{% for x in a %}{% if x %}{% for y in a %}{{ y }}{% endfor %}{% endif %}{% endfor %}",
     "{% for x in a recursive %}{{ loop(x) }}{% endfor %}",
@@ -65,7 +77,66 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         render(source, {"xs": [1] * 11, "a": "x" * 10})
 
 
-@pytest.mark.parametrize("source", ["{{ absent }}", "{{ number | join }}", "{% for x in number %}{% endfor %}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ absent }}",
+        "{{ number | join }}",
+        "{% for x in number %}{% endfor %}",
+        "{% for x in absent %}{% endfor %}",
+        "{{ absent | tojson }}",
+        "{{ infinite | tojson }}",
+        "{{ number | join(', ', 'x') }}",
+        "{{ none }}",
+        "{{ number == 3 }}",
+        "{{ null }}",
+        "{{ yes }}",
+        "{{ numbers }}",
+        "{{ nested }}",
+        "{% for x in nested %}{{ x }}{% endfor %}",
+        "{{ nested | join }}",
+        "{{ nested | first }}",
+        "{% for x in numbers %}{{ loop }}{% endfor %}",
+    ],
+)
 def test_a_template_that_fails_on_a_row_sets_it_aside(source: str) -> None:
+    values: dict[str, JsonValue] = {
+        "number": 3, "infinite": float("inf"), "null": None, "yes": True, "numbers": [1], "nested": [[1], {"a": None}]
+    }  # fmt: skip
     with pytest.raises(RowUnusable, match="not_rendered"):
-        render(source, {"number": 3})
+        render(source, values)
+
+
+def test_json_is_plain_and_always_the_same() -> None:
+    value: JsonValue = [{"text": "北京 <b>&'\"\n", "label": None}, 1.5, True]
+    expected = '[{"text":"北京 <b>&\'\\"\\n","label":null},1.5,true]'
+    assert render("{{ a | tojson }}", {"a": value}) == expected
+    assert json.loads(expected) == value
+
+
+def test_lists_of_texts_and_numbers_can_be_joined() -> None:
+    assert render("{{ a | join(', ') }}", {"a": ["x", 1, 2.5, "é"]}) == "x, 1, 2.5, é"
+
+
+def test_a_loop_ends_soon() -> None:
+    source = "{% for x in xs %}{% if x in a %}{% endif %}{% endfor %}"
+    assert render(source, {"xs": ["x"] * 10, "a": "y" * 1000}) == ""
+    began = time.perf_counter()
+    for xs in (["x"] * 10**5, "x" * 10**5):
+        with pytest.raises(RowUnusable, match="too_large"):
+            render(source, {"xs": xs, "a": "y" * 10**6})
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("value", ["x", "", " \n", "{{ a }}", "x" * 101, 3])
+def test_a_column_alone_is_what_the_template_engine_makes_of_it(
+    value: JsonValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "LONGEST_OUTPUT", 100)
+    outcomes = []
+    for source in ("{{ a }}", "{{ a }}{% if false %}{% endif %}"):
+        try:
+            outcomes.append(render(source, {"a": value}))
+        except RowUnusable as unusable:
+            outcomes.append(str(unusable))
+    assert outcomes[0] == outcomes[1]

@@ -19,7 +19,7 @@ MESSAGES = [
 HONEST = [
     "{{ messages | tojson }}|{{ messages | tojson(indent=2, ensure_ascii=true) }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list }}",
-    "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x ~ m.role ~ loop.index0 %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x=1) %}{% for m in messages %}{% set n.x = n.x ~ m.role ~ loop.index %}{% endfor %}{{ n.x }}",
     "{%- macro show(m, end='!') -%}{{ m.content | trim }}{{ end }}{%- endmacro -%}{{ show(messages[1], end='?') }}",
     "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m['content'].split(' ')[-1] }}{% endfor %}",
     "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",

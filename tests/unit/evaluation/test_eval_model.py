@@ -15,7 +15,15 @@ from tiny_model import build_tokenizer, write_tiny_base
 from transformers import PreTrainedModel
 
 from evaluation.errors import DataError, MachineError
-from evaluation.model import ModelSpec, Quantization, assert_unpacked, choose_device, dequantized_weights, load_base, load_model
+from evaluation.model import (
+    ModelSpec,
+    Quantization,
+    assert_unpacked,
+    choose_device,
+    dequantized_weights,
+    load_base,
+    load_model,
+)
 from evaluation.tokenizer import load_tokenizer
 
 LINEAR_LAYERS = 14
