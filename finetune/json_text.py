@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from typing import NoReturn
 
 from pydantic import JsonValue
 
@@ -20,7 +19,7 @@ def parse_json_text(text: str) -> JsonValue:
             surrogate pair.
     """
     try:
-        value: JsonValue = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_refuse_constant)
+        value: JsonValue = json.loads(text, object_pairs_hook=_unrepeated)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from error
     pending: list[tuple[JsonValue, int]] = [(value, 0)]
@@ -29,7 +28,7 @@ def parse_json_text(text: str) -> JsonValue:
         if depth > DEEPEST:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
         if isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("a number too large to be stored")
+            raise ValueError("a number that is not finite")
         if isinstance(part, str) and not _is_unicode(part):
             raise ValueError("half of a surrogate pair")
         if isinstance(part, dict):
@@ -49,10 +48,6 @@ def _unrepeated(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(values) < len(pairs):
         raise ValueError("a key stands twice")
     return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which JSON does not have")
 
 
 def _is_unicode(text: str) -> bool:

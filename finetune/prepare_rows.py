@@ -6,6 +6,7 @@ What a source became is kept in the cache under the hash of everything it depend
 from __future__ import annotations
 
 import functools
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,16 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evaluation.conversation import Conversation
-from evaluation.files import read_jsonl_lines, sha256_of_file, sha256_of_json, staged_folder, write_jsonl, write_model
+from evaluation.files import (
+    STAGING_PREFIX,
+    read_jsonl_lines,
+    sha256_of_file,
+    sha256_of_json,
+    staged_folder,
+    write_jsonl,
+    write_model,
+    write_text,
+)
 from evaluation.overlap import normalized_for_overlap, prompt_text
 from finetune.cache import code_hash, locked, rows_entry
 from finetune.console import Reporter
@@ -42,6 +52,7 @@ CHARACTERS_A_CHUNK = 4_000_000
 """From so many on, a chunk of fewer rows is full."""
 LARGE_SOURCE_BYTES = 30_000_000
 """From this size of a source on, starting more processes costs less than it saves."""
+SUMMARY, SUMMARY_HASH = "summary.json", "summary.sha256"
 SECRET = "secret"
 """Reason code of rows that hold a password or a key."""
 
@@ -181,7 +192,9 @@ def split_key(conversation: Conversation) -> str:
 
 
 def _build_entry(entry: Path, settings: RowSettings, source: Source, location: Path, reporter: Reporter) -> _Summary:
-    """Read the source once and write what it became, whole or not at all."""
+    """Read the source once and write what it became, whole or not at all; its lock must be held."""
+    for leftover in entry.parent.glob(f"{STAGING_PREFIX}*-{entry.name}"):
+        shutil.rmtree(leftover)  # a killed process has left it
     tally = _Tally()
     workers = count_workers() if _size(location) >= LARGE_SOURCE_BYTES else 1
     with staged_folder(entry) as folder:
@@ -196,7 +209,8 @@ def _build_entry(entry: Path, settings: RowSettings, source: Source, location: P
             columns=tuple(sorted(tally.columns)),
             private=dict(tally.private),
         )
-        write_model(folder / "summary.json", summary)
+        write_model(folder / SUMMARY, summary)
+        write_text(folder / SUMMARY_HASH, _hash_of(folder / SUMMARY, entry))
     return summary
 
 
@@ -212,11 +226,18 @@ def _counted(converted: Iterator[_Converted], tally: _Tally, advance: Callable[[
 def _load_summary(entry: Path) -> _Summary | None:
     """Return the summary of an entry that is whole and unchanged."""
     try:
-        summary = _Summary.model_validate_json((entry / "summary.json").read_bytes())
+        if (entry / SUMMARY_HASH).read_text(encoding="utf-8") != _hash_of(entry / SUMMARY, entry):
+            return None
+        summary = _Summary.model_validate_json((entry / SUMMARY).read_bytes())
         hashes = (sha256_of_file(entry / "rows.arrow"), sha256_of_file(entry / "set_aside.jsonl"))
     except (FileNotFoundError, ValueError):
         return None
     return summary if hashes == (summary.rows_sha256, summary.set_aside_sha256) else None
+
+
+def _hash_of(summary: Path, entry: Path) -> str:
+    """Hash a summary with the name of its entry: another entry in its place is not taken for it."""
+    return sha256_of_json([entry.name, sha256_of_file(summary)])
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from evaluation.conversation import Conversation
 from finetune.conversation_texts import texts_of, with_texts
@@ -147,13 +148,11 @@ class _Replacement:
 
     def _known(self, text: str) -> Iterator[Found]:
         """Find the values as they are written; by their lengths, since there may be thousands."""
-        for edge in _EDGE.finditer(text):
-            start = edge.start()
-            if text[start] in self._first_letters:
-                for length in self._lengths:
-                    kind = self._values.get(text[start : start + length])
-                    if kind and _ALONE_AFTER.match(text, start + length):
-                        yield Found(kind, start, start + length)
+        starts = (edge.start() for edge in _EDGE.finditer(text) if text[edge.start()] in self._first_letters)
+        for start, length in product(starts, self._lengths):
+            kind = self._values.get(text[start : start + length])
+            if kind and _ALONE_AFTER.match(text, start + length):
+                yield Found(kind, start, start + length)
 
 
 _EDGE = re.compile(r"(?<![A-Za-z0-9])(?=.)", re.DOTALL)

@@ -25,5 +25,5 @@ def privacy_problems(privacy: Privacy) -> list[Finding]:
 
     if region in PHONE_REGIONS:
         return []
-    hint = "write a country of ISO 3166, such as US, GB, DE or CN"
+    hint = "write a country's two capitals, such as US, GB, DE or CN"
     return [Finding(("privacy", "region"), f"phone numbers of {region!r} are not known", hint)]

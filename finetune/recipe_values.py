@@ -17,6 +17,7 @@ PATTERN_WORDS = {
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case, as `sha256sum` prints them",
     r"^[a-z0-9][a-z0-9._-]{0,99}$": "lower-case letters, digits, `.`, `_` and `-`, at most 100, "
     "a letter or digit first",
+    r"^[A-Z]{2}$": "two capitals, as in US or DE",
 }
 
 _LIST = "write a list, each item after `- `"

@@ -16,7 +16,8 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROTECTED = [contract for contract in CONTRACTS if contract["type"] == "protected"]
 
 LOADERS = {
-    "evaluation.model": {"AutoTokenizer", "AutoModelForCausalLM", "PeftModel"},
+    "evaluation.model": {"AutoModelForCausalLM", "PeftModel"},
+    "evaluation.tokenizer": {"AutoTokenizer"},
     "finetune.gguf": {"AutoTokenizer", "AutoModelForCausalLM"},
     # An adapter on an fp32 copy of its base, to be folded at once; everything else loads through evaluation.model.
     "finetune.merging_fold": {"PeftModel"},

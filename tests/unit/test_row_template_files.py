@@ -64,6 +64,7 @@ turns:
 """
 
 
+ENTITIES = "entities: {of: q, text: [text], label: [label]}\nturns:"
 LISTED = r"""
 name: chats
 description: Chats.
@@ -117,6 +118,7 @@ def test_a_template_that_is_not_accepted_says_what_and_where(old: str, new: str,
         ("list_column: turns", "list_column: turn", "not among `columns`: turn"),
         ("list_column: turns", "list_column: turns\ntools_column: tools", "not among `columns`: tools"),
         ("type: list, ", "", "the column 'turns' must be of the type list"),
+        ("list_column: turns", "list_column: turns\nsystem_column: turns", "must be of the type text or text_or_lines"),
         ("b: assistant", "b: asistant", "roles.b"),
         ("roles:", "call_roles: [c]\nroles:", "does not give to the assistant: c"),
         ("roles:", "call_roles: [a]\nroles:", "does not give to the assistant: a"),
@@ -128,6 +130,18 @@ def test_a_template_of_messages_says_what_is_wrong(old: str, new: str, message: 
     assert parse_row_template(LISTED, where="own.yaml").kind == "messages"
     assert old in LISTED
     assert message in refusal(LISTED.replace(old, new, 1))
+
+
+def test_tools_stand_in_a_list() -> None:
+    text = LISTED.replace("columns:", "columns:\n  s: {doc: x}").replace("role_key", "tools_column: s\nrole_key")
+    assert "the column 's' must be of the type list" in refusal(text)
+
+
+def test_entities_stand_in_a_text() -> None:
+    text = OWN.replace("{type: list, doc", "{type: entities, doc").replace("turns:", ENTITIES, 1)
+    assert parse_row_template(text, where="own.yaml").kind == "chat"
+    assert "'options' must be of the type text" in refusal(text.replace("of: q", "of: options"))
+    assert "entities.oof: unknown key; did you mean 'of'?" in refusal(text.replace("of: q", "oof: q"))
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "word", "[[[[", "{" * 5000, "[" * 11, "1: 2018-13-45", "a: b: c"])

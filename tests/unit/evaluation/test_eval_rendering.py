@@ -314,6 +314,12 @@ def test_a_call_is_trained_on_with_its_end() -> None:
         rendering.example(hidden)
 
 
+def test_a_turn_ends_at_its_first_control_token() -> None:
+    template = CHATML.template + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    rendering = renderer(CHATML, template=template)
+    assert trained_texts(rendering, rendering.example(chat(("user", "a"), ("assistant", "b")))) == ["b<|im_end|>"]
+
+
 def test_a_template_may_refuse_a_conversation_in_its_own_words() -> None:
     template = "{{ raise_exception('no system, please') if messages[0].role == 'system' }}" + CHATML.template
     rendering = renderer(CHATML, template=template)
