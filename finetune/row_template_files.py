@@ -63,7 +63,7 @@ def load_row_template(name_or_path: str) -> RowTemplate:
         raise DataError(what, where=name_or_path, hint=_files_beside(path))
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1).decode("utf-8-sig")
+            text = file.read(_LARGEST_FILE + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the row template cannot be read: {error}", where=name_or_path) from error
     return parse_row_template(text, where=name_or_path)

@@ -326,7 +326,7 @@ def written_out(value: JsonValue, path: Path_ = (), indent: int = 0) -> list[Lin
 def _scalar(value: JsonValue) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
 
 
 def block_length(lines: list[Line], position: int) -> int:
@@ -394,6 +394,8 @@ def test_every_key_in_the_wrong_section_is_sent_home(name: str, tmp_path: Path) 
         key = path[-1]
         if len(path) != 2 or ": " not in text or key in ("kind", "limit"):
             continue
+        if [at[0] for at, _ in lines if len(at) == 2].count(path[0]) == 1:
+            continue  # without it, its section is empty, which is what the recipe is refused for
         texts = [line for at, line in lines if at != path]
         file.write_text("\n".join([*texts, text.strip()]) + "\n", encoding="utf-8")
         (problem,) = (p for p in problems(str(file)) if p.where == f"{file}:{len(lines)}")

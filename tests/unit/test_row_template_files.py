@@ -144,9 +144,14 @@ def test_entities_stand_in_a_text() -> None:
     assert "entities.oof: unknown key; did you mean 'of'?" in refusal(text.replace("of: q", "oof: q"))
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "word", "[[[[", "{" * 5000, "[" * 11, "1: 2018-13-45", "a: b: c"])
+@pytest.mark.parametrize("text", ["", "- a\n", "word", "[[[[", "1: 2018-13-45", "a: b: c"])
 def test_a_file_that_is_no_template_at_all_is_refused(text: str) -> None:
     assert refusal(text)
+
+
+def test_nesting_ends_before_it_takes_long() -> None:
+    for text in ("{" * 5000, "[" * 11 + "]" * 11):
+        assert "own.yaml:1: nested more than 10 deep" in refusal(text)
 
 
 def refusal(text: str) -> str:
