@@ -27,7 +27,7 @@ SHIPPED = (
     "plain-english-small",
     "research-answers",
 )
-DAMAGED = ("bank-intents", "icd10-quickstart", "llama3.1-8b-qlora-chat", "medical-qa")
+DAMAGED = ("legal-plain-english", "icd10-quickstart", "llama3.1-8b-qlora-chat", "medical-qa")
 """Between them they have every section."""
 SMALLEST = """\
 version: 1
