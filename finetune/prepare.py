@@ -86,7 +86,8 @@ def _render_parts(prepared: Prepared, recipe: Recipe, rendering: Rendering, fold
             keep = functools.partial(_keep_train, prepared, file)
             write_examples(folder / "train.arrow", examples(prepared.train, parts.train, training, keep))
         if recipe.data.validation is not None:
-            kept = examples(prepared.validation, parts.validation, training, prepared.keep_answer)
+            unaltered = replace(training, settings=replace(training.settings, augmentation=None))
+            kept = examples(prepared.validation, parts.validation, unaltered, prepared.keep_answer)
             write_examples(folder / "validation.arrow", kept)
         # What is scored is rendered again from its sample: only the account of these examples is wanted.
         deque(examples(prepared.held_out, parts.held_out, scored, prepared.keep_sample), maxlen=0)

@@ -394,3 +394,13 @@ def test_the_task_of_a_classification_is_a_choice(written: tuple[Audit, RunDirec
     samples = samples_of(run.data / "held_out.jsonl")
     task = build_task(recipe_for(Path("rows.csv")), samples, {"red", "blue"}, renderer)
     assert (task.kind, task.options) == ("choose", ("blue", "red"))
+
+
+def test_training_rows_alone_are_altered(tmp_path: Path, base: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "text": str(row["text"]).upper()} for row in varied(60)])
+    validation = {"validation": {"fraction": 0.3, "by": "kind"}}
+    plain, _ = prepared_in(tmp_path / "plain", path, base, **validation)
+    altered, _ = prepared_in(tmp_path / "altered", path, base, **validation, augmentation={"case": 0.99})
+    assert altered.train.examples > plain.train.examples
+    assert altered.copies.keys() == {"case"}
+    assert (altered.validation, altered.held_out_samples) == (plain.validation, plain.held_out_samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 from hypothesis import given
@@ -67,3 +68,12 @@ def test_the_first_split_never_changes() -> None:
     keys = [str(number) for number in range(12)]
     assert sorted(split_by_fraction(keys, 0.3, "held_out")) == [1, 3, 4, 8, 9]
     assert draw(keys, 4, seed=0) == [0, 6, 8, 10]
+
+
+@given(st.lists(st.text(max_size=2), max_size=40), st.integers(0, 50), st.integers(0, 5))
+def test_a_draw_takes_the_smallest_hashes_and_of_equal_keys_the_earlier(keys: list[str], limit: int, seed: int) -> None:
+    def digest(key: str) -> bytes:
+        return hashlib.sha256(f"{len(str(seed))}:{seed}{key}".encode()).digest()
+
+    order = sorted(range(len(keys)), key=lambda index: (digest(keys[index]), index))
+    assert draw(keys, limit, seed) == sorted(order[:limit])
