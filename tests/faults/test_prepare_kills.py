@@ -19,11 +19,11 @@ from finetune.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 
-ROWS = 30_000
+ROWS = 24_000
 """Enough for several processes, both for reading and for rendering."""
-PADDING = 1000
+PADDING = 1300
 """Characters of a column that nobody reads: they make the file large enough for several processes."""
-KILLS = 4
+KILLS = 3
 ENDED_SECONDS = 10
 """How long processes may take to notice that their parent is gone."""
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
         for i in range(ROWS):
             words = " ".join(order.choices(WORDS, k=12))
             answer = "" if i % 100 == 7 else f"It is {i % 7000}."
-            file.write(f"Which word? {i % 29_000},{words},{answer},{'-' * PADDING}\n")
+            file.write(f"Which word? {i % 23_500},{words},{answer},{'-' * PADDING}\n")
     recipe = yaml.safe_load(workplace.recipe.read_text(encoding="utf-8"))
     recipe["data"]["leakage"] = {"on_overlap": "set_aside"}
     recipe["data"] |= {"validation": {"fraction": 0.05}, "held_out": {"fraction": 0.05, "limit": 200}}

@@ -397,7 +397,7 @@ def test_the_task_of_a_classification_is_a_choice(written: tuple[Audit, RunDirec
 
 
 def test_training_rows_alone_are_altered(tmp_path: Path, base: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{**row, "text": str(row["text"]).upper()} for row in varied(60)])
+    path = write_rows(tmp_path / "rows.csv", [{**row, "text": str(row["text"]).upper()} for row in varied(60)])
     validation = {"validation": {"fraction": 0.3, "by": "kind"}}
     plain, _ = prepared_in(tmp_path / "plain", path, base, **validation)
     altered, _ = prepared_in(tmp_path / "altered", path, base, **validation, augmentation={"case": 0.99})
