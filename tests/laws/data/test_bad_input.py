@@ -257,7 +257,7 @@ def test_a_file_that_is_not_what_it_is_called_is_refused(
 def _difference(kind: Kind, read: Callable[[str, bytes, str], Collected]) -> str:
     """Say in what the account differs from how the file was made; nothing where it does not."""
     collected = read(kind.file, kind.content, kind.rows)
-    rows = collected.rows.rows(range(len(collected.rows)))
+    rows = list(collected.rows.rows(range(len(collected.rows))))
     used, aside = [row.line for row in rows], {row.line: row.reason for row in collected.set_aside}
     places = {row.file for row in rows} | {row.file for row in collected.set_aside}
     explained = all(row.detail for row in collected.set_aside) and len(aside) == len(collected.set_aside)
