@@ -70,9 +70,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def sweep_staging(parent: Path) -> None:
-    """Remove what an interrupted writer left directly below `parent`."""
-    for leftover in parent.glob(f"{STAGING_PREFIX}*"):
+def sweep_staging(parent: Path, name: str = "") -> None:
+    """Remove what an interrupted writer left directly below `parent`: of one file or folder, where it is named."""
+    for leftover in parent.glob(f"{STAGING_PREFIX}*-{name}" if name else f"{STAGING_PREFIX}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

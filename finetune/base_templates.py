@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.files import sha256_of_file, sha256_of_json, staged_folder
-from finetune.cache import locked
+from finetune.cache import locked, templated_entry
 from finetune.chat_templates import require_control_tokens, special_tokens_of
 from finetune.errors import DataError
 
@@ -30,7 +30,7 @@ def with_chat_template(base: Path, files: FileHashes, template: str, cache: Path
         DataError: the base's tokenizer lacks a control token of the template.
     """
     require_control_tokens(template, special_tokens_of(base), where)
-    entry = cache / "templated" / sha256_of_json([[list(file) for file in files], template])
+    entry = templated_entry(cache, sha256_of_json([[list(file) for file in files], template]))
     with locked(entry):
         if not _is_whole(entry, base, files, template):
             with staged_folder(entry) as folder:

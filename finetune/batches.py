@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune.errors import DataError
@@ -19,6 +19,16 @@ enough that every step still mixes rows from all over the data."""
 
 MicroBatch = tuple[int, ...]
 """Indices of the examples that one device holds at a time."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a window of examples becomes micro-batches."""
+
+    cut: Callable[[Sequence[int], Sequence[int], int], list[MicroBatch]]
+    """Takes the examples of a window, the lengths of all, and the budget in tokens."""
+    halve: Callable[[MicroBatch], list[MicroBatch]]
+    """Makes two of a micro-batch with several examples."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,16 @@ def plan_batches(
         DataError: fewer examples than micro-batches in a step.
     """
     per_step = count_micro_batches(len(lengths), tokens_per_step, tokens_per_micro_batch, devices)
+    return plan_epochs(_PADDED, lengths, tokens_per_step // per_step, per_step, epochs, seed)
+
+
+def plan_epochs(
+    layout: Layout, lengths: Sequence[int], budget: int, per_step: int, epochs: int, seed: int
+) -> BatchPlan:
+    """Plan epochs of micro-batches of at most `budget` tokens, such that every step has `per_step` of them."""
     batches: list[MicroBatch] = []
     for epoch in range(epochs):
-        batches += _plan_epoch(lengths, tokens_per_step // per_step, per_step, random.Random(f"{seed}/{epoch}"))
+        batches += _plan_epoch(layout, lengths, budget, per_step, random.Random(f"{seed}/{epoch}"))
     return BatchPlan(tuple(batches), per_step)
 
 
@@ -86,20 +103,19 @@ def count_micro_batches(examples: int, tokens_per_step: int, tokens_per_micro_ba
     return per_step
 
 
-def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: random.Random) -> list[MicroBatch]:
+def _plan_epoch(
+    layout: Layout, lengths: Sequence[int], budget: int, per_step: int, order: random.Random
+) -> list[MicroBatch]:
     shuffled = list(range(len(lengths)))
     order.shuffle(shuffled)
     mean = sum(lengths) / len(lengths)
     window = max(1, int(WINDOW_STEPS * per_step * budget / mean))
-    batches = [
-        batch for i in range(0, len(shuffled), window) for batch in _pack(shuffled[i : i + window], lengths, budget)
-    ]
+    windows = (shuffled[i : i + window] for i in range(0, len(shuffled), window))
+    batches = [batch for examples in windows for batch in layout.cut(examples, lengths, budget)]
     order.shuffle(batches)
     while len(batches) % per_step and max(map(len, batches)) > 1:
         widest = max(range(len(batches)), key=lambda i: (len(batches[i]), -i))
-        halved = batches.pop(widest)
-        middle = len(halved) // 2
-        batches += [halved[:middle], halved[middle:]]
+        batches += layout.halve(batches.pop(widest))
     while len(batches) % per_step:  # no batch is left to halve: the two shortest rows share one
         one, other = sorted(range(len(batches)), key=lambda i: (len(batches[i]), lengths[batches[i][0]], i))[:2]
         pair = batches[one] + batches[other]
@@ -107,7 +123,7 @@ def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: rando
     return batches
 
 
-def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
+def _cut_by_length(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
     """Cut a window, sorted by length, into batches within the budget, without a small rest."""
     rows = sorted(window, key=lambda i: (lengths[i], i))
     batches: list[MicroBatch] = []
@@ -122,3 +138,11 @@ def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[Mi
         half = len(pooled) // 2
         batches += [pooled[:half], pooled[half:]]
     return batches
+
+
+def _halve_in_the_middle(batch: MicroBatch) -> list[MicroBatch]:
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]]
+
+
+_PADDED = Layout(_cut_by_length, _halve_in_the_middle)

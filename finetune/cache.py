@@ -2,6 +2,7 @@
 
 files/<sha256>/<name>    single files, checked again on every use
 gguf/<key>/              models converted from GGUF
+templated/<key>/         bases with another chat template than their own
 datasets/<key>/          links to the files of one split of a hub data set
 rows/<key>/              what a source's rows became, with their account
 examples/<key>.arrow     what a chunk of conversations became, its hash beside it
@@ -68,6 +69,11 @@ def hub_folder(cache: Path) -> Path:
     return cache / "hub"
 
 
+def templated_entry(cache: Path, key: str) -> Path:
+    """Name the folder of a base with another chat template than its own."""
+    return cache / "templated" / key
+
+
 def rows_entry(cache: Path, key: str) -> Path:
     """Name the folder of what a source's rows became."""
     return cache / "rows" / key
@@ -93,6 +99,11 @@ def code_hash() -> str:
 def is_intact(entry: Path, sha256: str) -> bool:
     """Tell whether a cached file is there and still has the content it is named by."""
     return entry.is_file() and sha256_of_file(entry) == sha256
+
+
+def named_hash(file: Path, name: str) -> str:
+    """Hash a file with the name of its entry: another entry's file in its place is not taken for it."""
+    return sha256_of_json([name, sha256_of_file(file)])
 
 
 def _version(name: str) -> str:

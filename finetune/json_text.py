@@ -7,6 +7,8 @@ import math
 
 from pydantic import JsonValue
 
+from finetune.row_check import is_unicode
+
 DEEPEST = 40
 """Nesting of lists and objects."""
 
@@ -29,7 +31,7 @@ def parse_json_text(text: str) -> JsonValue:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
         if isinstance(part, float) and not math.isfinite(part):
             raise ValueError("a number that is not finite")
-        if isinstance(part, str) and not _is_unicode(part):
+        if isinstance(part, str) and not is_unicode(part):
             raise ValueError("half of a surrogate pair")
         if isinstance(part, dict):
             pending.extend((inner, depth + 1) for item in part.items() for inner in item)
@@ -48,11 +50,3 @@ def _unrepeated(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(values) < len(pairs):
         raise ValueError("a key stands twice")
     return values
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

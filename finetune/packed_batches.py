@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
@@ -10,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.batches import (
-    WINDOW_STEPS,
     BatchPlan,
+    Layout,
     MicroBatch,
     count_micro_batches,
     micro_batches_in_step,
     plan_batches,
+    plan_epochs,
 )
 
 MEASURED_EXAMPLES = 100_000
@@ -40,10 +40,7 @@ def plan_packed_batches(
         DataError: fewer examples than micro-batches in a step.
     """
     per_step = count_micro_batches(len(lengths), tokens_per_step, tokens_per_micro_batch, devices)
-    batches: list[MicroBatch] = []
-    for epoch in range(epochs):
-        batches += _plan_epoch(lengths, tokens_per_step // per_step, per_step, random.Random(f"{seed}/{epoch}"))
-    return BatchPlan(tuple(batches), per_step)
+    return plan_epochs(_PACKED, lengths, tokens_per_step // per_step, per_step, epochs, seed)
 
 
 def padding_saved(
@@ -60,22 +57,6 @@ def padding_saved(
     plan = plan_batches(measured, tokens_per_step, tokens_per_micro_batch, devices, 1, seed)
     computed = sum(max(measured[i] for i in batch) * len(batch) for batch in plan.micro_batches)
     return 1 - sum(measured) / computed
-
-
-def _plan_epoch(lengths: Sequence[int], budget: int, per_step: int, order: random.Random) -> list[MicroBatch]:
-    shuffled = list(range(len(lengths)))
-    order.shuffle(shuffled)
-    mean = sum(lengths) / len(lengths)
-    window = max(1, int(WINDOW_STEPS * per_step * budget / mean))
-    rows = [row for i in range(0, len(shuffled), window) for row in _pack(shuffled[i : i + window], lengths, budget)]
-    order.shuffle(rows)
-    while len(rows) % per_step:  # the fullest by count is halved until the rows come out even; there is one with two
-        widest = max(range(len(rows)), key=lambda i: (len(rows[i]), -i))
-        if len(rows[widest]) == 1:
-            return _with_pairs(rows, per_step, lengths)
-        row = rows.pop(widest)
-        rows += [row[::2], row[1::2]]
-    return rows
 
 
 def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
@@ -96,10 +77,9 @@ def _pack(window: Sequence[int], lengths: Sequence[int], budget: int) -> list[Mi
     return [tuple(row) for row in rows]
 
 
-def _with_pairs(rows: list[MicroBatch], per_step: int, lengths: Sequence[int]) -> list[MicroBatch]:
-    """Let the two shortest rows share one past the limit until they come out even: none is left to halve."""
-    while len(rows) % per_step:
-        one, other = sorted(range(len(rows)), key=lambda i: (len(rows[i]), lengths[rows[i][0]], i))[:2]
-        pair = rows[one] + rows[other]
-        rows = [row for i, row in enumerate(rows) if i not in (one, other)] + [pair]
-    return rows
+def _halve_alternately(row: MicroBatch) -> list[MicroBatch]:
+    """Deal the examples out in turn: a row is sorted by length, and both halves get long ones."""
+    return [row[::2], row[1::2]]
+
+
+_PACKED = Layout(_pack, _halve_alternately)

@@ -23,7 +23,7 @@ from finetune.errors import DataError
 from finetune.example_files import write_examples
 from finetune.prepare_audit import build_audit
 from finetune.prepare_chunks import Rendering, render_chunks, renderer_hash
-from finetune.prepare_examples import load_renderer, scored_settings, train_settings
+from finetune.prepare_examples import load_renderer, scored_settings, train_settings, validation_settings
 from finetune.prepare_found import Prepared
 from finetune.prepare_leaks import find_leaks
 from finetune.prepare_limits import refuse_beyond_limits
@@ -86,7 +86,7 @@ def _render_parts(prepared: Prepared, recipe: Recipe, rendering: Rendering, fold
             keep = functools.partial(_keep_train, prepared, file)
             write_examples(folder / "train.arrow", examples(prepared.train, parts.train, training, keep))
         if recipe.data.validation is not None:
-            unaltered = replace(training, settings=replace(training.settings, augmentation=None))
+            unaltered = replace(training, settings=validation_settings(recipe))
             kept = examples(prepared.validation, parts.validation, unaltered, prepared.keep_answer)
             write_examples(folder / "validation.arrow", kept)
         # What is scored is rendered again from its sample: only the account of these examples is wanted.

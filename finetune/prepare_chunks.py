@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from evaluation.files import sha256_of_file, sha256_of_json, staged_file, sweep_staging, write_text
+from evaluation.files import sha256_of_json, staged_file, sweep_staging, write_text
 from evaluation.rendering import Example, Renderer
-from finetune.cache import code_hash, examples_entry, locked
+from finetune.cache import code_hash, examples_entry, locked, named_hash
 from finetune.prepare_examples import Outcome, RenderSettings, load_renderer, render_rows
 from finetune.row_store import StoredRow
 from finetune.workers import bounded_chunks, map_chunks
@@ -129,7 +129,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
         table = pyarrow.table(columns, schema=_SCHEMA)
         with pyarrow.ipc.new_file(file, _SCHEMA) as writer:
             writer.write_table(table)
-    write_text(_hash_file(path), _hash_of(path))
+    write_text(_hash_file(path), named_hash(path, path.stem))
 
 
 def load_outcomes(path: Path) -> list[Outcome]:
@@ -148,7 +148,7 @@ def load_outcomes(path: Path) -> list[Outcome]:
 def is_whole(path: Path) -> bool:
     """Tell whether a chunk is there and is what was written."""
     try:
-        return _hash_file(path).read_text(encoding="utf-8") == _hash_of(path)
+        return _hash_file(path).read_text(encoding="utf-8") == named_hash(path, path.stem)
     except (FileNotFoundError, UnicodeDecodeError):
         return False
 
@@ -181,11 +181,6 @@ def _make_chunk(job: _Job) -> bool:
         sweep_staging(job.entry.parent)
         write_outcomes(job.entry, outcomes)
     return False
-
-
-def _hash_of(path: Path) -> str:
-    """Hash an entry's content with its name: another entry's file in its place is not taken for it."""
-    return sha256_of_json([path.stem, sha256_of_file(path)])
 
 
 def _hash_file(path: Path) -> Path:

@@ -75,9 +75,14 @@ def train_settings(recipe: Recipe) -> RenderSettings:
     return RenderSettings(data.train_on, data.max_tokens, data.overflow, full, data.augmentation, recipe.seed)
 
 
+def validation_settings(recipe: Recipe) -> RenderSettings:
+    """Return how validation rows are rendered: as those that are trained on, and never altered."""
+    return replace(train_settings(recipe), augmentation=None)
+
+
 def scored_settings(recipe: Recipe) -> RenderSettings:
     """Return how held-out rows are rendered: scored on their last answer whatever is trained on, and never altered."""
-    return replace(train_settings(recipe), train_on="final_assistant", augmentation=None)
+    return replace(validation_settings(recipe), train_on="final_assistant")
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune.errors import DataError
+from finetune.prepare_examples import TOO_LONG
+from finetune.prepare_leaks import LEAKS
 from finetune.recipe_data import Data
 from finetune.records import Audit
+from finetune.row_lines import DAMAGED
 
 
 def refuse_beyond_limits(data: Data, audit: Audit) -> None:
@@ -15,12 +18,12 @@ def refuse_beyond_limits(data: Data, audit: Audit) -> None:
     Raises:
         DataError: every limit that does not hold, with the figure and the key that would let it pass.
     """
-    damaged = audit.set_aside_by_reason.get("damaged_file", 0)
+    damaged = audit.set_aside_by_reason.get(DAMAGED, 0)
     if damaged:
         raise DataError(
             f"{damaged} files end early or are damaged, and how many rows that costs cannot be known",
             where="data",
-            hint="`finetune rows RUN --reason damaged_file` says where; fetch those files again",
+            hint=f"`finetune rows RUN --reason {DAMAGED}` says where; fetch those files again",
         )
     broken = [*_beyond_audit_limits(data, audit), *_beyond_leakage_limits(data, audit)]
     if broken:
@@ -35,7 +38,7 @@ def refuse_beyond_limits(data: Data, audit: Audit) -> None:
 def _beyond_audit_limits(data: Data, audit: Audit) -> list[str]:
     limits = data.audit
     rows = sum(source.rows for source in audit.sources)
-    asked_for = {"leaks_into_samples", *(("too_long",) if data.overflow == "drop" else ())}
+    asked_for = {LEAKS, *((TOO_LONG,) if data.overflow == "drop" else ())}
     aside = sum(count for reason, count in audit.set_aside_by_reason.items() if reason not in asked_for)
     repeated = audit.repetition.exact + audit.repetition.near
     labels = audit.labels or {}

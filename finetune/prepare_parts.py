@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from finetune.errors import DataError
 from finetune.mixing import balance, mix
 from finetune.prepare_rows import Collected
 from finetune.recipe_data import Data, HeldOutFraction
-from finetune.row_store import ROWS_A_BATCH, RowStore, StoredRow
+from finetune.row_store import ROWS_A_BATCH, RowStore, StoredRow, runs_by_place
 from finetune.splits import draw, split_by_fraction
 from finetune.workers import chunked
 
@@ -62,11 +62,8 @@ class RowTable:
     def _runs(self, numbers: Iterable[int]) -> Iterator[tuple[RowStore, list[int]]]:
         """Cut numbers into runs of rows of one source, and count those within it."""
         for chunk in chunked(numbers, ROWS_A_BATCH):
-            sources = self.source_of(np.asarray(chunk))
-            pairs = zip(sources.tolist(), chunk, strict=True)
-            for source, run in groupby(pairs, key=lambda pair: pair[0]):
-                start = int(self._starts[source])
-                yield self.sources[source].rows, [number - start for _, number in run]
+            for source, local in runs_by_place(self._starts, chunk):
+                yield self.sources[source].rows, local.tolist()
 
 
 @dataclass(frozen=True)

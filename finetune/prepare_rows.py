@@ -6,7 +6,6 @@ What a source became is kept in the cache under the hash of everything it depend
 from __future__ import annotations
 
 import functools
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +16,17 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evaluation.conversation import Conversation
 from evaluation.files import (
-    STAGING_PREFIX,
     read_jsonl_lines,
     sha256_of_file,
     sha256_of_json,
     staged_folder,
+    sweep_staging,
     write_jsonl,
     write_model,
     write_text,
 )
 from evaluation.overlap import normalized_for_overlap, prompt_text
-from finetune.cache import code_hash, locked, rows_entry
+from finetune.cache import code_hash, locked, named_hash, rows_entry
 from finetune.console import Reporter
 from finetune.errors import DataError, nearest
 from finetune.privacy import PrivacyScan
@@ -193,8 +192,7 @@ def split_key(conversation: Conversation) -> str:
 
 def _build_entry(entry: Path, settings: RowSettings, source: Source, location: Path, reporter: Reporter) -> _Summary:
     """Read the source once and write what it became, whole or not at all; its lock must be held."""
-    for leftover in entry.parent.glob(f"{STAGING_PREFIX}*-{entry.name}"):
-        shutil.rmtree(leftover)  # a killed process has left it
+    sweep_staging(entry.parent, entry.name)  # a killed process may have left it
     tally = _Tally()
     workers = count_workers() if _size(location) >= LARGE_SOURCE_BYTES else 1
     with staged_folder(entry) as folder:
@@ -210,7 +208,7 @@ def _build_entry(entry: Path, settings: RowSettings, source: Source, location: P
             private=dict(tally.private),
         )
         write_model(folder / SUMMARY, summary)
-        write_text(folder / SUMMARY_HASH, _hash_of(folder / SUMMARY, entry))
+        write_text(folder / SUMMARY_HASH, named_hash(folder / SUMMARY, entry.name))
     return summary
 
 
@@ -226,18 +224,13 @@ def _counted(converted: Iterator[_Converted], tally: _Tally, advance: Callable[[
 def _load_summary(entry: Path) -> _Summary | None:
     """Return the summary of an entry that is whole and unchanged."""
     try:
-        if (entry / SUMMARY_HASH).read_text(encoding="utf-8") != _hash_of(entry / SUMMARY, entry):
+        if (entry / SUMMARY_HASH).read_text(encoding="utf-8") != named_hash(entry / SUMMARY, entry.name):
             return None
         summary = _Summary.model_validate_json((entry / SUMMARY).read_bytes())
         hashes = (sha256_of_file(entry / "rows.arrow"), sha256_of_file(entry / "set_aside.jsonl"))
     except (FileNotFoundError, ValueError):
         return None
     return summary if hashes == (summary.rows_sha256, summary.set_aside_sha256) else None
-
-
-def _hash_of(summary: Path, entry: Path) -> str:
-    """Hash a summary with the name of its entry: another entry in its place is not taken for it."""
-    return sha256_of_json([entry.name, sha256_of_file(summary)])
 
 
 @functools.lru_cache(maxsize=8)

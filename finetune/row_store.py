@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow
+from numpy.typing import NDArray
 
 from evaluation.conversation import Conversation
 from finetune.workers import bounded_chunks
@@ -91,12 +91,22 @@ class RowStore:
 
     def _batches(self, numbers: Sequence[int], columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
         """Yield the rows asked for in runs from one batch each."""
-        places = np.searchsorted(self._starts, np.asarray(numbers, np.int64), side="right") - 1
-        pairs = zip(places.tolist(), numbers, strict=True)
-        for place, run in groupby(pairs, key=lambda pair: pair[0]):
+        for place, local in runs_by_place(self._starts, numbers):
             batch = self._reader.get_batch(place)
-            local = np.fromiter((number for _, number in run), np.int64) - self._starts[place]
             yield (batch.select(columns) if columns else batch).take(pyarrow.array(local))
+
+
+def runs_by_place(starts: NDArray[np.int64], numbers: Sequence[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Cut numbers into runs that lie in one place each, and count those from its beginning.
+
+    Place i has the numbers from `starts[i]` to before `starts[i + 1]`.
+    """
+    wanted = np.asarray(numbers, np.int64)
+    places = np.searchsorted(starts, wanted, side="right") - 1
+    for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(places)) + 1):
+        if len(run):
+            place = int(places[run[0]])
+            yield place, wanted[run] - starts[place]
 
 
 def write_rows(path: Path, rows: Iterable[StoredRow]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,9 @@ class Module:
         return names
 
 
-def modules() -> list[Module]:
-    """Parse every module of both packages."""
+@functools.cache
+def modules() -> tuple[Module, ...]:
+    """Parse every module of both packages, once for all tests."""
     files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
     assert len(files) > 50, "the packages are not where they are looked for"
     found = []
@@ -39,4 +41,4 @@ def modules() -> list[Module]:
         text = file.read_text(encoding="utf-8")
         name = file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         found.append(Module(name, file, len(text.splitlines()), ast.parse(text)))
-    return found
+    return tuple(found)

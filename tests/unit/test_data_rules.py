@@ -103,7 +103,6 @@ def test_accepts(smallest: str, overrides: tuple[str, ...]) -> None:
 
 
 def test_chat_templates_are_known_by_name(smallest: str) -> None:
-    pytest.importorskip("finetune.chat_templates")
     load_recipe(smallest, ["base.chat_template=chatml"])
     with pytest.raises(RecipeError, match=r"base\.chat_template: .*chatlm"):
         load_recipe(smallest, ["base.chat_template=chatlm"])
