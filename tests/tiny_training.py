@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from tiny_model import build_tokenizer
 
+from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import IGNORE, Example
+from finetune.adapter import build_adapter
 from finetune.console import Reporter
 from finetune.example_files import write_examples
 from finetune.recipe import Recipe
@@ -81,3 +85,36 @@ def trained(
     job = tiny_job(folder, recipe, examples, validation)
     train(job, silent())
     return job
+
+
+@dataclass
+class Reference:
+    """What a bare loop over the examples of a job came to."""
+
+    losses: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def bare_loop(base: Path, recipe: Recipe, groups: list[list[Example]]) -> Reference:
+    """Train one example at a time, with all logits and the loss of a step as Σ nll / Σ tokens."""
+    training = recipe.training
+    model = build_adapter(load_base(ModelSpec(base, dtype="float32", device="cpu")), recipe.adapter, recipe.seed)
+    model.train()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=0.0)
+    losses = []
+    for group in groups:
+        total = sum(example.trained_tokens for example in group)
+        optimizer.zero_grad()
+        summed = 0.0
+        for example in group:
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+            labels = torch.tensor(example.labels[1:])
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE) / total
+            loss.backward()
+            summed += loss.item()
+        losses.append(summed)
+        torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
+        optimizer.step()
+    named = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return Reference(losses, {name.replace(".default", ""): tensor for name, tensor in named.items()})

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny_model import write_tiny_base
-from tiny_training import tiny_examples, tiny_recipe, trained
+from tiny_training import bare_loop, tiny_examples, tiny_recipe, trained
 from torch import Tensor
 
 import finetune.training
-from evaluation.model import ModelSpec, load_base
-from evaluation.rendering import IGNORE, Example
-from finetune.adapter import ADAPTER_FILE, build_adapter
+from finetune.adapter import ADAPTER_FILE
 from finetune.packed_batches import plan_packed_batches
-from finetune.recipe import Recipe
 from finetune.records import StepMetrics, TrainingSummary
 from finetune.training_trainer import RecipeTrainer
 
@@ -51,28 +47,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     return seen
 
 
-def one_at_a_time(base: Path, recipe: Recipe, groups: list[list[Example]]) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and weights of a bare loop: one example at a time, the loss of a step as Σ nll / Σ tokens."""
-    model = build_adapter(load_base(ModelSpec(base, dtype="float32", device="cpu")), recipe.adapter, recipe.seed)
-    trainable = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=recipe.training.learning_rate, weight_decay=0.0)
-    losses = []
-    for group in groups:
-        total, summed = sum(example.trained_tokens for example in group), 0.0
-        optimizer.zero_grad()
-        for example in group:
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-            labels = torch.tensor(example.labels[1:])
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE) / total
-            loss.backward()
-            summed += loss.item()
-        losses.append(summed)
-        torch.nn.utils.clip_grad_norm_(trainable, recipe.training.max_grad_norm)
-        optimizer.step()
-    named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return losses, {name.replace(".default", ""): tensor for name, tensor in named.items()}
-
-
 def test_packed_training_is_that_of_single_examples(
     base: Path, tmp_path: Path, batches: list[dict[str, Tensor]]
 ) -> None:
@@ -88,12 +62,12 @@ def test_packed_training_is_that_of_single_examples(
 
     steps = [plan.micro_batches[first : first + size] for first in range(0, len(plan.micro_batches), size)]
     groups = [[EXAMPLES[i] for row in step for i in row] for step in steps]
-    losses, weights = one_at_a_time(base, recipe, groups)
+    alone = bare_loop(base, recipe, groups)
     lines = (job.run.training / "metrics.jsonl").read_text().splitlines()
-    assert [StepMetrics.model_validate_json(line).loss for line in lines] == pytest.approx(losses, rel=5e-6)
+    assert [StepMetrics.model_validate_json(line).loss for line in lines] == pytest.approx(alone.losses, rel=5e-6)
     found = load_file(job.run.adapter / ADAPTER_FILE)
-    assert found.keys() == weights.keys()
-    assert max(float((found[name] - weights[name]).abs().max()) for name in found) <= 1e-5
+    assert found.keys() == alone.weights.keys()
+    assert max(float((found[name] - alone.weights[name]).abs().max()) for name in found) <= 1e-5
 
     told = TrainingSummary.model_validate_json((job.run.training / "summary.json").read_bytes())
     assert told.choices["batches"] == "packed"

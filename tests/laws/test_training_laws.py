@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_model import write_tiny_base
-from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe, trained
+from tiny_training import bare_loop, silent, tiny_examples, tiny_job, tiny_recipe, trained
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import finetune.training
@@ -23,7 +23,6 @@ from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices
 from finetune.errors import MachineError, TrainingStopped
 from finetune.example_files import load_examples
-from finetune.recipe import Recipe
 from finetune.records import StepMetrics, TrainingSummary
 from finetune.training import train
 from finetune.training_arguments import apply_plan, build_arguments
@@ -66,38 +65,6 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 
 # ------------------------------------------------------------------ the loss
-
-
-@dataclass
-class Reference:
-    """A bare loop over the same examples: one at a time, all logits, the loss of a step as Σ nll / Σ tokens."""
-
-    losses: list[float]
-    weights: dict[str, torch.Tensor]
-
-
-def bare_loop(base: Path, recipe: Recipe, groups: list[list[Example]]) -> Reference:
-    training = recipe.training
-    model = build_adapter(load_base(ModelSpec(base, dtype="float32", device="cpu")), recipe.adapter, recipe.seed)
-    model.train()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=0.0)
-    losses = []
-    for group in groups:
-        total = sum(example.trained_tokens for example in group)
-        optimizer.zero_grad()
-        summed = 0.0
-        for example in group:
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-            labels = torch.tensor(example.labels[1:])
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE) / total
-            loss.backward()
-            summed += loss.item()
-        losses.append(summed)
-        torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
-        optimizer.step()
-    named = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return Reference(losses, {name.replace(".default", ""): tensor for name, tensor in named.items()})
 
 
 @pytest.fixture(scope="module")

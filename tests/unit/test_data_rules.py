@@ -5,20 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from smallest_recipe import check_refused, write_smallest
 
 from finetune.errors import RecipeError
 from finetune.recipe_file import load_recipe
 
-SMALLEST = """\
-version: 1
-name: smallest
-base: {model: org/model}
-adapter: {kind: lora}
-data:
-  train:
-    - {source: rows.jsonl, rows: alpaca}
-  held_out: {fraction: 0.1}
-"""
 TWO = "data.train=[{source: a.jsonl, rows: alpaca%s}, {source: b.jsonl, rows: alpaca%s}]"
 MIXING = "data.mixing.temperature=2"
 BALANCE = "data.balance.method=draw"
@@ -82,19 +73,12 @@ ACCEPTED: tuple[tuple[str, ...], ...] = (
 
 @pytest.fixture
 def smallest(tmp_path: Path) -> str:
-    file = tmp_path / "smallest.yaml"
-    file.write_text(SMALLEST, encoding="utf-8")
-    return str(file)
+    return str(write_smallest(tmp_path))
 
 
 @pytest.mark.parametrize(("overrides", "key", "says"), REFUSED)
 def test_refuses(smallest: str, overrides: tuple[str, ...], key: str, says: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(smallest, overrides)
-    (problem,) = caught.value.problems
-    assert problem.what.startswith(f"{key}: ")
-    assert says in str(problem)
-    assert problem.hint
+    check_refused(smallest, overrides, key, says)
 
 
 @pytest.mark.parametrize("overrides", ACCEPTED)

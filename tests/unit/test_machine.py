@@ -143,7 +143,7 @@ def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped
     proof = MergeProof.model_validate({**figures, **whole, "merged_sha256": "d" * 64})
     (run.merged / "merge.json").write_text(proof.model_dump_json())
 
-    base = ResolvedBase(tmp_path / "base", "named", "b" * 64, "origin")
+    base = ResolvedBase(tmp_path / "base", "named", (("config.json", "b" * 64),), "origin")
     found = {contender.name: contender for contender in contenders(recipe, run, base)}
     assert list(found) == ["base", "adapter", "merged"]
     form = Quantization("nf4", double_quant=False) if quantized else None
@@ -153,7 +153,7 @@ def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped
     assert found["adapter"].spec == ModelSpec(base.folder, run.adapter, form, "bfloat16")
     assert found["adapter"].spec == trained_spec(recipe, run, base.folder)
     assert found["merged"].spec == ModelSpec(run.merged, dtype="float16")
-    assert [one.model_sha256 for one in found.values()] == ["b" * 64, "b" * 64, "d" * 64]
+    assert [one.model_sha256 for one in found.values()] == [base.sha256, base.sha256, "d" * 64]
     assert [one.adapter_sha256 for one in found.values()] == [None, adapter_hash(run.adapter), None]
 
 

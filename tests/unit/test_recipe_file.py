@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import JsonValue
+from smallest_recipe import SMALLEST, write_smallest
 
 from finetune.errors import Problem, RecipeError
 from finetune.recipe_file import LoadedRecipe, find_recipe, load_recipe, shipped_recipes
@@ -29,23 +30,11 @@ SHIPPED = (
 )
 DAMAGED = ("legal-plain-english", "icd10-quickstart", "llama3.1-8b-qlora-chat", "medical-qa")
 """Between them they have every section."""
-SMALLEST = """\
-version: 1
-name: smallest
-base: {model: org/model}
-adapter: {kind: lora}
-data:
-  train:
-    - {source: rows.jsonl, rows: alpaca}
-  held_out: {fraction: 0.1}
-"""
 
 
 @pytest.fixture
 def smallest(tmp_path: Path) -> Path:
-    file = tmp_path / "smallest.yaml"
-    file.write_text(SMALLEST, encoding="utf-8")
-    return file
+    return write_smallest(tmp_path)
 
 
 def problems(path_or_name: str, *overrides: str) -> tuple[Problem, ...]:

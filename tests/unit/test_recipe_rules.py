@@ -5,22 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from smallest_recipe import check_refused, write_smallest
 
 from finetune.errors import DataError, RecipeError
 from finetune.pypi import parse_pypi_reference
 from finetune.recipe_file import load_recipe
 from finetune.secret_rules import secrets_in_overrides, secrets_in_text, without_secrets
 
-SMALLEST = """\
-version: 1
-name: smallest
-base: {model: org/model}
-adapter: {kind: lora}
-data:
-  train:
-    - {source: rows.jsonl, rows: alpaca}
-  held_out: {fraction: 0.1}
-"""
 HASH = "a" * 64
 NF4 = "quantization.kind=nf4"
 VALIDATION = "data.validation.fraction=0.1"
@@ -151,19 +142,12 @@ ACCEPTED: tuple[tuple[str, ...], ...] = (
 
 @pytest.fixture
 def smallest(tmp_path: Path) -> str:
-    file = tmp_path / "smallest.yaml"
-    file.write_text(SMALLEST, encoding="utf-8")
-    return str(file)
+    return str(write_smallest(tmp_path))
 
 
 @pytest.mark.parametrize(("overrides", "key", "says"), REFUSED)
 def test_refuses(smallest: str, overrides: tuple[str, ...], key: str, says: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(smallest, overrides)
-    (problem,) = caught.value.problems
-    assert problem.what.startswith(f"{key}: ")
-    assert says in str(problem)
-    assert problem.hint
+    check_refused(smallest, overrides, key, says)
 
 
 @pytest.mark.parametrize("overrides", ACCEPTED)
