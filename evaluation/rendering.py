@@ -224,8 +224,11 @@ class Renderer:
         return backend
 
     def _convention_at_start(self) -> tuple[int, ...]:
-        ids = self.tokenizer.encode("", add_special_tokens=True)
-        return tuple(ids[:1]) if ids[:1] == [self.tokenizer.bos_token_id] else ()
+        plain = self.tokenizer.encode("a", add_special_tokens=False)
+        ids = self.tokenizer.encode("a", add_special_tokens=True)
+        # In front of the text: a tokenizer whose BOS is its EOS may add it behind alone.
+        begins = ids[:1] == [self.tokenizer.bos_token_id] and ids[1 : 1 + len(plain)] == plain
+        return tuple(ids[:1]) if begins else ()
 
     def _end_of_sequence(self) -> int:
         end = self.tokenizer.eos_token_id

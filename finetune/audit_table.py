@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from finetune.records import Audit, LeakCount
+from finetune.records import LEAKS, Audit, LeakCount
 
 SHOWN_REASONS = 8
 """Reasons for setting rows aside that the table lists; audit.json has all."""
@@ -52,6 +52,9 @@ def _lines(audit: Audit) -> list[tuple[str, str]]:
     if audit.private:
         lines.append(("personal data", _named(audit.private, SHOWN_NAMES)))
     lines += [(f"leaks: {leak.task}", _leak_line(leak)) for leak in audit.leaks]
+    removed = audit.set_aside_by_reason.get(LEAKS, 0)
+    if removed:
+        lines.append(("taken out", f"{removed:,} training {'row' if removed == 1 else 'rows'}, for a leak each"))
     return lines
 
 
@@ -63,7 +66,7 @@ def _leak_line(leak: LeakCount) -> str:
         "near": leak.near,
     }
     named = _named({name: count for name, count in found.items() if count}, len(found))
-    return f"{named or 'none'} of {leak.samples:,} samples also in training"
+    return f"{named or 'none'} of {leak.samples:,} samples found in training rows"
 
 
 def _named(counts: dict[str, int], most: int) -> str:

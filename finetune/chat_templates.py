@@ -47,6 +47,10 @@ def load_chat_template(name_or_path: str) -> str:
             hint = f"{nearest(name_or_path, names)} Bundled: {', '.join(names)}; or the path of a .jinja"
             raise DataError(f"there is no chat template {name_or_path!r}", where="base.chat_template", hint=hint)
         path = _bundled() / f"{name_or_path}.jinja"
+    elif not path.is_file():
+        beside = [file.name for file in path.parent.glob("*.jinja")]
+        hint = nearest(path.name, beside) or f"bundled ones have no ending: {', '.join(list_chat_templates())}"
+        raise DataError("there is no such chat template", where=name_or_path, hint=hint)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -170,7 +170,12 @@ def preview(
 
 @app.command(epilog="Example: finetune init cases.csv --out cases.yaml")
 def init(
-    file: Annotated[Path, typer.Argument(help="Your rows: .csv, .json, .jsonl or .parquet.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Your rows: .csv, .tsv, .json, .jsonl (each may be gzipped) or .parquet.", show_default=False
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Where the recipe is written; <name>.yaml if not given.")] = None,
     base: Annotated[str | None, typer.Option(help="Model of the hub; a small one for a CPU if not given.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; from the file's name if not given.")] = None,

@@ -122,7 +122,8 @@ def _said(draft: Draft, out: Path) -> Iterator[str]:
     if survey.rows - survey.usable > LARGEST_UNUSABLE * survey.rows:
         yield "  more rows than a run allows cannot be used (data.audit.maximum_set_aside):"
     for reason, count in survey.unusable.most_common(3):
-        yield f"  {count:,} rows cannot be used, {reason}: {survey.example_of[reason]}"
+        rows = "row" if count == 1 else "rows"
+        yield f"  {count:,} {rows} cannot be used, {reason}: {survey.example_of[reason]}"
     yield from ("", "the first row:", *_shown(survey.first), "")
     yield f"wrote {out}; look at what it guessed, then:"
     for command in ("check", "prepare", "run"):

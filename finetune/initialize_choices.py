@@ -12,7 +12,7 @@ from finetune.errors import DataError
 from finetune.initialize_columns import MOSTLY, ColumnFacts
 from finetune.initialize_guess import Guess
 from finetune.initialize_names import is_group, plain_name
-from finetune.initialize_survey import Survey, share_of, survey_file
+from finetune.initialize_survey import Survey, share_of, survey_file, tokens_of
 from finetune.splits import split_by_fraction
 
 TEST_WORDS = ("test", "heldout", "held_out", "held-out", "eval", "dev", "valid", "validation", "val")
@@ -26,6 +26,10 @@ SMALL_FILE = 1000
 """Rows below which one pass over them teaches little."""
 SHORTEST, LONGEST = 128, 2048
 """`max_tokens` that are chosen: the longest is what the embedded base was trained with."""
+MARGIN = 1.5
+"""Tokenizers differ: lengths that are estimated from characters are allowed half as much again."""
+LONGEST_ANSWER = 256
+"""Tokens of an answer that a first try on a CPU generates at most."""
 LEAST_ANSWER = 16
 """Characters of an answer whose repetition says something."""
 
@@ -59,6 +63,8 @@ class Lengths:
     """Tokens of the longest row that was read."""
     beyond: int
     """Rows that were read and are longer than `max_tokens`."""
+    answer: int
+    """Tokens that nine of ten answers keep to."""
 
 
 def choose_group(facts: Sequence[ColumnFacts], guess: Guess) -> ColumnFacts | None:
@@ -108,10 +114,16 @@ def choose_fractions(groups: Sequence[str], *, own_test_file: bool, where: str) 
 
 
 def choose_lengths(survey: Survey) -> Lengths:
-    """Round up the length that nearly all rows keep to."""
-    usual = math.ceil(share_of(survey.tokens, 0.99) / 64) * 64
+    """Round up the length that nearly all rows keep to, with a margin for the estimate."""
+    usual = _rounded_up(share_of(survey.tokens, 0.99))
     chosen = min(LONGEST, max(SHORTEST, usual))
-    return Lengths(chosen, max(survey.tokens), sum(tokens > chosen for tokens in survey.tokens))
+    beyond = sum(tokens > chosen for tokens in survey.tokens)
+    answers = [tokens_of(answer) for answer in survey.answers.elements()]
+    return Lengths(chosen, max(survey.tokens), beyond, min(LONGEST_ANSWER, _rounded_up(share_of(answers, 0.9))))
+
+
+def _rounded_up(tokens: int) -> int:
+    return math.ceil(tokens * MARGIN / 64) * 64
 
 
 def _names_with(name: str, word: str) -> list[str]:

@@ -49,6 +49,11 @@ class Draft:
         template = self.guess.template
         return isinstance(template, TurnsTemplate) and template.kind == "plain" and len(template.turns) == 1
 
+    @property
+    def has_open_answers(self) -> bool:
+        """Say whether answers are generated where they are scored, and not chosen among labels."""
+        return not self.is_text and not self.guess.template.label_column
+
 
 def recipe_text(draft: Draft) -> str:
     """Return the recipe's YAML."""
@@ -61,6 +66,8 @@ def recipe_text(draft: Draft) -> str:
         "seed: 0",
     ]
     sections = [head, _base(draft), _adapter(), _data(draft), _privacy(), _training(draft)]
+    if draft.has_small_base:
+        sections += [*([_scoring(draft)] if draft.has_open_answers else []), ["merge:", "  dtype: float32"]]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
 
@@ -93,6 +100,8 @@ def _base(draft: Draft) -> list[str]:
             "  # revision: main",
             f"  model: {scalar(SMALL_BASE)}",
             f"  sha256: {SMALL_BASE_SHA256}",
+            "  # Many CPUs compute bfloat16 far more slowly than this; on a GPU delete the line, and `merge` below.",
+            "  dtype: float32",
         ]
         if tools:
             lines += [
@@ -242,4 +251,12 @@ def _training(draft: Draft) -> list[str]:
             if draft.fractions.validation
             else []
         ),
+    ]
+
+
+def _scoring(draft: Draft) -> list[str]:
+    return [
+        "evaluation:",
+        "  # guessed from characters: nine of ten answers are shorter. Longer ones are cut, and cost time on a CPU.",
+        f"  max_new_tokens: {draft.lengths.answer}",
     ]

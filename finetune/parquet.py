@@ -1,4 +1,4 @@
-"""Reads .parquet files row by row; the only module that imports pyarrow, so import it where it is needed."""
+"""Reads .parquet files row by row; pyarrow takes a while to import, so import this where it is needed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from evaluation.conversation import Conversation
-from evaluation.files import staged_folder, write_jsonl, write_model
+from evaluation.files import staged_folder
 from evaluation.rendering import Example
 from evaluation.template_laws import check_template
 from finetune.audit_table import audit_table
@@ -42,7 +42,7 @@ LARGE_PART_ROWS = 20_000
 
 
 def prepare(recipe: Recipe, run: RunDirectory, base_folder: Path, cache: Path, reporter: Reporter) -> Audit:
-    """Prepare the data of a run and write data/; where it is refused, the rows set aside are written to refused/.
+    """Prepare the data of a run and write data/; where it is refused, the account of the rows goes to refused/.
 
     Raises:
         DataError: rows that the recipe does not allow, or none at all.
@@ -56,17 +56,16 @@ def prepare(recipe: Recipe, run: RunDirectory, base_folder: Path, cache: Path, r
     leaks = find_leaks(recipe, table, assigned, reporter)
     prepared = Prepared(table, weigh(recipe.data, table, leaks.without(assigned), recipe.seed), leaks)
     rendering = Rendering(base_folder, train_settings(recipe), renderer_hash(renderer), cache)
-    with staged_folder(run.data) as folder, run.refusing(prepared.set_aside):
+    with staged_folder(run.data) as folder, run.refusing(prepared.write_account):
         _render_parts(prepared, recipe, rendering, folder, reporter)
         refuse_too_long(recipe.data, [part for part, _ in prepared.purposes])
         _refuse_nothing_left(recipe, prepared)
         prepared.seconds = time.perf_counter() - began
-        audit = build_audit(recipe, prepared, renderer)
+        prepared.audit = audit = build_audit(recipe, prepared, renderer)
         reporter.show(audit_table(audit))
         refuse_beyond_limits(recipe.data, audit)
         write_task(folder, recipe, prepared.samples, prepared.classes(), renderer)
-        write_jsonl(folder / "set_aside.jsonl", prepared.set_aside())
-        write_model(folder / "audit.json", audit)
+        prepared.write_account(folder)
     return audit
 
 

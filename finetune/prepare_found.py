@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from evaluation.conversation import Conversation
+from evaluation.files import write_jsonl, write_model
 from evaluation.task import Sample
 from finetune.prepare_leaks import Leaks
 from finetune.prepare_observed import Observed
 from finetune.prepare_part import Part, sample_of
 from finetune.prepare_parts import Numbers, Parts, RowTable
-from finetune.records import SetAside
+from finetune.records import Audit, SetAside
 from finetune.row_store import StoredRow
 
 
@@ -35,6 +37,8 @@ class Prepared:
     """Those of the validation rows."""
     seconds: float = 0.0
     """That reading and rendering took."""
+    audit: Audit | None = None
+    """None until every row is accounted for."""
 
     def __post_init__(self) -> None:
         """Begin to observe the training rows."""
@@ -55,6 +59,12 @@ class Prepared:
         yield from itertools.chain.from_iterable(read.set_aside for read in self.table.sources)
         yield from self.leaks.set_aside.values()
         yield from itertools.chain.from_iterable(part.set_aside.values() for part, _ in self.purposes)
+
+    def write_account(self, folder: Path) -> None:
+        """Write set_aside.jsonl, and audit.json where there is one."""
+        write_jsonl(folder / "set_aside.jsonl", self.set_aside())
+        if self.audit is not None:
+            write_model(folder / "audit.json", self.audit)
 
     def keep_answer(self, _: StoredRow, conversation: Conversation) -> None:
         """Take a validation row: its class may be one that no other part has."""

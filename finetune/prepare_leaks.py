@@ -15,12 +15,10 @@ from finetune.console import Reporter
 from finetune.prepare_part import sample_of
 from finetune.prepare_parts import Parts, RowTable
 from finetune.recipe import Recipe
-from finetune.records import LeakCount, LeakedSample, SetAside
+from finetune.records import LEAKS, LeakCount, LeakedSample, SetAside
 from finetune.row_store import StoredRow
 from finetune.run_directory import HELD_OUT_TASK
 
-LEAKS = "leaks_into_samples"
-"""Reason code of training rows that stand among the samples."""
 LISTED_SAMPLES = 1000
 """Leaked samples that the audit names."""
 

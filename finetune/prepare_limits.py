@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from finetune.errors import DataError
 from finetune.prepare_examples import TOO_LONG
-from finetune.prepare_leaks import LEAKS
 from finetune.recipe_data import Data
-from finetune.records import Audit
+from finetune.records import LEAKS, Audit
 from finetune.row_lines import DAMAGED
+
+SHOWN_LEAKS = 3
+"""Leaked samples that a refusal names, each with the training row that has it."""
 
 
 def refuse_beyond_limits(data: Data, audit: Audit) -> None:
@@ -25,9 +27,11 @@ def refuse_beyond_limits(data: Data, audit: Audit) -> None:
             where="data",
             hint=f"`finetune rows RUN --reason {DAMAGED}` says where; fetch those files again",
         )
-    broken = [*_beyond_audit_limits(data, audit), *_beyond_leakage_limits(data, audit)]
+    leaks = _beyond_leakage_limits(data, audit)
+    broken = [*_beyond_audit_limits(data, audit), *leaks]
     if broken:
         many = f"{len(broken)} limits do" if len(broken) > 1 else "a limit does"
+        broken += [_first_leaks(audit)] if leaks else []
         raise DataError(
             f"{many} not hold, and nothing was trained:\n" + "\n".join(f"  {line}" for line in broken),
             where="data",
@@ -86,3 +90,8 @@ def _beyond_leakage_limits(data: Data, audit: Audit) -> list[str]:
                     f" {most:.1%} allowed (data.leakage.{key}); data.leakage.on_overlap=set_aside takes those rows out"
                 )
     return broken
+
+
+def _first_leaks(audit: Audit) -> str:
+    found = [f"{leak.sample} in {leak.train} ({leak.kind})" for leak in audit.leaked[:SHOWN_LEAKS]]
+    return f"the first of those samples: {', '.join(found)}; refused/audit.json in the run's folder has them all"

@@ -119,6 +119,10 @@ class TokenSpan(_Record):
     trained: bool
 
 
+LEAKS = "leaks_into_samples"
+"""Reason code of training rows that are set aside because they stand among the samples."""
+
+
 class Audit(_Record):
     """data/audit.json: the account of the data stage."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.records import Audit, LeakCount, SourceAccount, TokenStatistics
+from finetune.records import LEAKS, Audit, LeakCount, SourceAccount, TokenStatistics
 from finetune.report_contents import Report
 from finetune.report_figures import count, percent
 from finetune.report_tables import Cell, Section, Table, facts_table, number
@@ -31,7 +31,7 @@ def data_section(report: Report) -> Section:
     tables.append(_leaks_table(audit.leaks))
     if audit.leaked:
         tables.append(_leaked_table(audit))
-    summary = f"{count(rows)} rows accounted for, {count(_leaked(audit))} scored samples also in training"
+    summary = f"{count(rows)} rows accounted for, {count(_leaked(audit))} scored samples found in training rows"
     return Section("Data", summary, sentences, tuple(tables))
 
 
@@ -41,7 +41,7 @@ def _leaked(audit: Audit) -> int:
 
 def _leaks_sentence(audit: Audit) -> str:
     samples = sum(leak.samples for leak in audit.leaks)
-    removed = audit.set_aside_by_reason.get("leaks_into_samples", 0)
+    removed = audit.set_aside_by_reason.get(LEAKS, 0)
     if _leaked(audit) == 0:
         return f"None of the {count(samples)} scored samples stands among the training rows."
     found = f"{count(_leaked(audit))} of the {count(samples)} scored samples stood among the training rows"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evaluation.files import sha256_of_file, sha256_of_folder, sweep_staging, write_jsonl, write_model
+from evaluation.files import sha256_of_file, sha256_of_folder, sweep_staging, write_model
 from finetune.errors import DataError, MachineError
 from finetune.records import StageTime
 
@@ -72,17 +72,17 @@ class RunDirectory:
 
     @property
     def refused(self) -> Path:
-        """The rows set aside by a data stage that was refused; gone when it succeeds."""
+        """The audit of a data stage that was refused and the rows it set aside; gone when it succeeds."""
         return self.folder / "refused"
 
     @contextmanager
-    def refusing(self, set_aside: Callable[[], Iterable[BaseModel]]) -> Iterator[None]:
+    def refusing(self, write_account: Callable[[Path], None]) -> Iterator[None]:
         """Keep the account of the rows where a block refuses them; data/ stays what it was."""
         shutil.rmtree(self.refused, ignore_errors=True)
         try:
             yield
         except DataError:
-            write_jsonl(self.refused / "set_aside.jsonl", set_aside())
+            write_account(self.refused)
             raise
 
     @property

@@ -5,12 +5,16 @@ On two busy cores the threads waited for each other ten times as long as they wo
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dataclasses import asdict
+
 import pytest
-from figures import Figures
+from figures import Figure, Figures
+from xdist.workermanage import WorkerController
 
 FIGURES = pytest.StashKey[Figures]()
 
@@ -27,6 +31,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the figures of this session."""
     config.stash[FIGURES] = Figures(full=bool(config.getoption("--figures")))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collection.
+
+    accelerate collects at the end of every training, and going through all of torch took as long as the training.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the figures of a worker process over to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["figures"] = [asdict(line) for line in session.config.stash[FIGURES].lines]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Take the figures of a worker process."""
+    lines = getattr(node, "workeroutput", {}).get("figures", [])  # a worker that crashed has none
+    node.config.stash[FIGURES].lines += [Figure(**line) for line in lines]
 
 
 @pytest.fixture(scope="session")

@@ -293,6 +293,24 @@ def test_long_texts_are_split_and_long_answers_set_aside(tmp_path: Path) -> None
     assert (data.max_tokens, data.overflow) == (128, "drop")
 
 
+def test_a_first_try_on_a_cpu_generates_no_longer_than_answers_are(tmp_path: Path) -> None:
+    answers = ["Yes.", "word " * 200, "word " * 3000]
+    for answer, tokens in zip(answers, (64, 512, 256), strict=True):
+        rows = [{"question": sentence(i), "answer": answer} for i in range(ROWS)]
+        recipe = written(tmp_path / "rows.jsonl", rows)
+        assert recipe.evaluation.max_new_tokens == min(tokens, 256)
+        assert (recipe.base.dtype, recipe.merge.dtype) == ("float32", "float32")
+    classes = [{"text": sentence(i), "label": spread(i, "a", "b")} for i in range(ROWS)]
+    for rows in (classes, [{"text": sentence(i)} for i in range(ROWS)]):
+        assert written(tmp_path / "rows.jsonl", rows).evaluation.max_new_tokens is None
+
+
+def test_lengths_are_estimated_with_a_margin(tmp_path: Path) -> None:
+    rows = [{"question": sentence(i), "answer": "word " * 60} for i in range(ROWS)]
+    draft = drafted(tmp_path / "rows.jsonl", rows)
+    assert draft.lengths.max_tokens >= 1.5 * max(draft.survey.tokens)
+
+
 def test_chinese_takes_more_tokens_a_character_than_english() -> None:
     assert tokens_of("这个合同有效吗") >= 1.76 * 7
     assert tokens_of("Is this contract valid?") <= 8
@@ -358,7 +376,7 @@ def test_what_was_guessed_is_printed_with_the_first_row(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "61 rows, 60 of them usable" in said
     assert 'question ← "Frage": guessed from its name' in said
-    assert "1 rows cannot be used" in said
+    assert "1 row cannot be used" in said
     assert "assistant: [bold]This is" in said
     [user] = [line for line in said.splitlines() if line.startswith("  user: ")]
     assert user.endswith(" …")

@@ -389,6 +389,18 @@ def test_rows_on_both_sides_are_found(tmp_path: Path, base: Path) -> None:
     assert count.exact == len(audit.leaked)
 
 
+def test_a_refusal_for_leaks_names_the_first_and_keeps_the_audit(tmp_path: Path, base: Path) -> None:
+    rows = [{"text": f"fever {i % 30}", "label": "red", "kind": str(i)} for i in range(60)]
+    path = write_rows(tmp_path / "rows.csv", rows)
+    audit, run = prepared_in(tmp_path, path, base)
+    with pytest.raises(DataError, match=r"a limit does not hold(.|\n)*the first of those samples") as caught:
+        prepared_in(tmp_path, path, base, leakage={"maximum_near_share": 1.0})
+    first, *_ = audit.leaked
+    assert f"{first.sample} in {first.train} (exact)" in str(caught.value)
+    kept = Audit.model_validate_json((run.refused / "audit.json").read_bytes())
+    assert kept.leaked == audit.leaked
+
+
 def test_the_task_of_a_classification_is_a_choice(written: tuple[Audit, RunDirectory], renderer: Renderer) -> None:
     _, run = written
     samples = samples_of(run.data / "held_out.jsonl")

@@ -212,7 +212,7 @@ def test_all_leaks_are_counted_and_the_first_are_listed():
     audit = inputs().audit.model_copy(update={"leaked": many, "leaks": leaks})
     markdown = render_markdown(build_report(replace(inputs(), audit=audit)))
     assert markdown.count("held.jsonl:") == SHOWN_LEAKS
-    assert "31 scored samples also in training" in markdown
+    assert "31 scored samples found in training rows" in markdown
     assert "20 of 31 listed" in markdown
 
 

@@ -6,6 +6,7 @@ import pytest
 from chat_styles import CHATML, LLAMA_2, LLAMA_3, STYLES, ZEPHYR, Style, style_tokenizer
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.conversation import Conversation, Message, Role, ToolCall
@@ -172,6 +173,15 @@ def test_chat_is_what_transformers_makes_of_the_same_folder(style: Style, adds_b
         rows[:-1], tokenize=True, add_generation_prompt=True, date_string="26 Jul 2024", return_dict=False
     )
     assert rendering.prompt(FOUR_TURNS.prompt()) == tuple(asked)
+
+
+@pytest.mark.parametrize(("single", "begins"), [("</s>:0 $A:0", True), ("$A:0 </s>:0", False), ("$A:0", False)])
+def test_a_token_that_begins_and_ends_is_told_by_its_place(single: str, begins: bool) -> None:
+    tokenizer = style_tokenizer(LLAMA_2)
+    tokenizer.bos_token = tokenizer.eos_token
+    end = (str(tokenizer.eos_token), int(tokenizer.eos_token_id))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[end])
+    assert Renderer(tokenizer).first_ids == ((end[1],) if begins else ())
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
