@@ -37,7 +37,7 @@ def pack_examples(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def check_isolation(model: PreTrainedModel) -> None:
-    """Change an example and see that the one behind it in the row stays what it was, to the bit.
+    """Change an example: the one behind it in the row stays what it was, to the bit, and its own end does not.
 
     Raises:
         MachineError: the model's attention is not known to keep examples apart, or does not.
@@ -49,13 +49,18 @@ def check_isolation(model: PreTrainedModel) -> None:
     vocabulary = int(model.config.vocab_size)
     first, second = ([(7 * i + length) % vocabulary for i in range(length)] for length in PROBE_TOKENS)
     changed = [(i + 1) % vocabulary for i in first]
+    begun_anew = [(second[0] + 1) % vocabulary, *second[1:]]
     trains = model.training
     model.eval()
     with torch.no_grad():
-        hidden, other = (_second_of(model, [tokens, second]) for tokens in (first, changed))
+        hidden, other, own = (
+            _second_of(model, row) for row in ([first, second], [changed, second], [first, begun_anew])
+        )
     model.train(trains)
     if not torch.equal(hidden, other):
         raise _cannot_pack(f"with the attention {implementation!r} a packed example sees the one before it")
+    if torch.equal(hidden[:, -1], own[:, -1]):
+        raise _cannot_pack(f"with the attention {implementation!r} a packed example does not see its own beginning")
 
 
 def _second_of(model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> Tensor:

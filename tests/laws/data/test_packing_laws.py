@@ -212,6 +212,18 @@ def test_attention_that_leaks_is_refused_whatever_its_name(
         check_isolation(blinded(base, blind_attention))
 
 
+def test_attention_that_sees_nothing_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_itself(module: object, *states: torch.Tensor, **settings: object) -> object:
+        query, key, value, _mask = states
+        alone = torch.eye(query.shape[2], dtype=torch.bool)[None, None]
+        return sdpa_attention_forward(module, query, key, value, alone, **settings)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "to itself", to_itself)
+    monkeypatch.setattr(packing, "ISOLATING", frozenset({"to itself"}))
+    with pytest.raises(MachineError, match="does not see its own beginning"):
+        check_isolation(blinded(base, "to itself"))
+
+
 def test_positions_that_go_on_are_noticed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def going_on(examples: list[Example]) -> dict[str, torch.Tensor]:
         row = pack_examples(examples)
