@@ -49,9 +49,13 @@ def losses(place: Workplace, out: Path, devices: int, *settings: str) -> list[fl
     return [json.loads(line)["loss"] for line in (out / "training" / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("quantization", [pytest.param("null", id="lora"), pytest.param("{kind: nf4}", id="nf4")])
-def test_two_processes_learn_as_one(place: Workplace, tmp_path: Path, quantization: str) -> None:
-    settings = ("--set", f"quantization={quantization}")
+@pytest.mark.parametrize(
+    "setting",
+    ["quantization=null", "quantization={kind: nf4}", "training.batches=packed"],
+    ids=["lora", "nf4", "packed"],
+)
+def test_two_processes_learn_as_one(place: Workplace, tmp_path: Path, setting: str) -> None:
+    settings = ("--set", setting)
     one = losses(place, tmp_path / "one", 1, *settings)
     two = losses(place, tmp_path / "two", 2, *settings)
     assert len(one) >= 4
