@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from evaluation.files import sha256_of_json
-from evaluation.mask_oracle import check_masks
+from evaluation.mask_oracle import Row, check_masks
 from evaluation.rendering import Renderer
 from finetune.packed_batches import padding_saved
 from finetune.prepare_found import Prepared
@@ -16,7 +17,7 @@ from finetune.records import Audit, MaskAudit, SourceAccount
 from finetune.spans import spans_of
 
 PREVIEWED_ROWS = 5
-"""Training examples that the audit shows token by token."""
+"""Training examples that the audit shows token by token, spread evenly: files are often sorted."""
 
 
 def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit:
@@ -48,13 +49,17 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
         leaked=prepared.leaks.leaked,
         padding_saved=_padding_saved(recipe, prepared),
         masks=_check_masks(recipe, prepared, renderer),
-        mask_preview=tuple(spans_of(example, renderer) for _, _, example in train.checked[:PREVIEWED_ROWS]),
+        mask_preview=tuple(spans_of(example, renderer) for _, _, example in _spread(train.checked)),
         tokenizer_sha256=_tokenizer_hash(renderer),
         template_sha256=sha256_of_json(str(renderer.tokenizer.chat_template or "")),
         rows_per_second=prepared.rows / prepared.seconds,
         chunks=sum(part.chunks for part in accounts),
         chunks_from_cache=sum(part.chunks_from_cache for part in accounts),
     )
+
+
+def _spread(rows: Sequence[Row]) -> Sequence[Row]:
+    return rows[:: max(1, len(rows) // PREVIEWED_ROWS)][:PREVIEWED_ROWS]
 
 
 def account(prepared: Prepared) -> tuple[SourceAccount, ...]:
