@@ -86,7 +86,7 @@ class Places:
         return [self._span(skeleton, places, text, message) for message in trained]
 
     def _placed(self, conversation: Conversation, text: str) -> tuple[Skeleton, list[Place]]:
-        for look in (self._by_roles, self._by_contents):
+        for look in (self._by_roles, self._by_contents, self._by_contents_that_show):
             skeleton = look(conversation)
             places = fill(skeleton, conversation.messages, text) if skeleton else None
             if skeleton and places is not None:
@@ -115,14 +115,23 @@ class Places:
         return self._known[key]
 
     def _by_contents(self, conversation: Conversation) -> Skeleton | None:
-        """Put marks around every content, for templates that look at it; one that is blank is left as it is."""
+        """Put marks around every content, for templates that look at it; a question that is blank stays as it is."""
+        return self._by_marks(
+            conversation, [m.role == "assistant" or bool(m.content.strip()) for m in conversation.messages]
+        )
+
+    def _by_contents_that_show(self, conversation: Conversation) -> Skeleton | None:
+        """Put marks around what is not blank, for templates that write nothing of an answer that is."""
+        return self._by_marks(conversation, [bool(message.content.strip()) for message in conversation.messages])
+
+    def _by_marks(self, conversation: Conversation, shows: Sequence[bool]) -> Skeleton | None:
         contents = [message.content for message in conversation.messages]
         rounds = 0
         while any(f"Ends{rounds}x" in content for content in contents):
             rounds += 1
         opens = [f"Begins{rounds}x{i}Content" for i in range(len(contents))]
         closes = [f"Ends{rounds}x{i}Content" for i in range(len(contents))]
-        marked = [o + c + e if c.strip() else c for o, c, e in zip(opens, contents, closes, strict=True)]
+        marked = [o + c + e if show else c for o, c, e, show in zip(opens, contents, closes, shows, strict=True)]
         patterns = [f"{o}.*?{e}" for o, e in zip(opens, closes, strict=True)]
         return self._skeleton(conversation, marked, patterns)
 

@@ -36,6 +36,7 @@ def build_verdict(tasks: tuple[TaskReport, ...]) -> Verdict:
         _second_metric(held_out),
         _merged(held_out, difference),
         _classical(held_out),
+        _commonest(held_out),
         *(_worse_elsewhere(task) for task in others),
     )
     return Verdict(
@@ -122,6 +123,15 @@ def _classical(task: TaskReport) -> str:
                 by = "" if metric == task.headline else f" by the {metric_label(metric)}"
                 return _against_classical(name, metric, rival, adapter) + by
     return ""
+
+
+def _commonest(task: TaskReport) -> str:
+    """Say so where always giving the commonest answer would do as well: what looks like a gain may be that alone."""
+    rival, adapter = task.estimate("majority", task.headline), task.estimate("adapter", task.headline)
+    if rival is None or adapter is None or task.headline in LOWER_IS_BETTER or adapter.low > rival.high:
+        return ""
+    figures = f"{metric_value(task.headline, rival.value)} ({interval(task.headline, rival)})"
+    return f"always giving the commonest answer reaches {figures}, which the adapter does not clearly beat"
 
 
 def _against_classical(name: str, metric: str, rival: Estimate, adapter: Estimate) -> str:

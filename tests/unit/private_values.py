@@ -151,10 +151,62 @@ def _jwt(rng: random.Random) -> str:
     return f"{head}.{body}.{drawn(rng, 43, ALPHANUMERIC + '-_')}"
 
 
-def _private_key(rng: random.Random) -> str:
+def _key_body(rng: random.Random, width: int = 64) -> str:
+    return "\n".join(drawn(rng, width, ALPHANUMERIC + "+/") for _ in range(3))
+
+
+def _private_key(rng: random.Random, *headers: str) -> str:
     kind = rng.choice(("", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "))
-    lines = "\n".join(drawn(rng, 64, ALPHANUMERIC + "+/") for _ in range(3))
-    return f"-----BEGIN {kind}PRIVATE KEY-----\n{lines}\n-----END {kind}PRIVATE KEY-----"
+    head = "".join(f"{line}\n" for line in (*headers, "") if headers)
+    return f"-----BEGIN {kind}PRIVATE KEY-----\n{head}{_key_body(rng)}\n-----END {kind}PRIVATE KEY-----"
+
+
+def _pgp_key(rng: random.Random) -> str:
+    headers = (
+        "Version: GnuPG v2.0.22 (GNU/Linux)\nComment: GPGTools - https://gpgtools.org",
+        "Version: BCPG C# v1.6.1.0",
+        "Comment: 用于签名\nHash: SHA512",
+    )
+    block = "PGP PRIVATE KEY BLOCK-----"
+    return f"-----BEGIN {block}\n{rng.choice(headers)}\n\n{_key_body(rng)}\n=aB3d\n-----END {block}"
+
+
+def _ssh2_key(rng: random.Random) -> str:
+    comment = 'Comment: "imported-openssh-key"\n'
+    return f"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\n{comment}{_key_body(rng, 70)}\n---- END SSH2 ENCRYPTED PRIVATE KEY ----"
+
+
+def _putty_key(rng: random.Random) -> str:
+    kind, count, width = rng.choice((("ssh-rsa", 3, 64), ("ssh-ed25519", 1, 48)))
+    body = "\n".join(drawn(rng, width, ALPHANUMERIC + "+/") for _ in range(count))
+    head = (
+        f"PuTTY-User-Key-File-2: {kind}\nEncryption: none\nComment: rsa-key-2020\nPublic-Lines: 1\nAAAAB3NzaC1yc2E=\n"
+    )
+    return f"{head}Private-Lines: {count}\n{body}\nPrivate-MAC: {drawn(rng, 40, HEX)}"
+
+
+def _every_line(text: str, before: str, after: str = "") -> str:
+    return "\n".join(f"{before}{line}{after}" for line in text.split("\n"))
+
+
+def _quoted_key(rng: random.Random) -> str:
+    return _every_line(_private_key(rng), rng.choice(("> ", ">> > ", "# ", "  // ", "+", " " * 40, "12 | ")))
+
+
+def _key_in_program(rng: random.Random) -> str:
+    key = rng.choice((_private_key(rng), _pgp_key(rng)))
+    before, after = rng.choice((('    "', '\\n" +'), ("'", "\\n',"), ('key += "', '\\n";'), ("", "\\n\\")))
+    return _every_line(key, before, after)
+
+
+def _key_in_json(rng: random.Random) -> str:
+    key = json.dumps(rng.choice((_private_key(rng), _pgp_key(rng))))
+    return rng.choice((key, key.replace("/", "\\/"), json.dumps(key)))
+
+
+def _key_in_one_line(rng: random.Random) -> str:
+    key = rng.choice((_private_key(rng), _pgp_key(rng)))
+    return key.replace("\n", rng.choice((" ", "<br>")))
 
 
 def _password(rng: random.Random) -> str:
@@ -182,6 +234,20 @@ SECRETS: dict[str, Make] = {
     "PyPI": lambda rng: "pypi-AgEIcHlwaS5vcmc" + drawn(rng, 100, ALPHANUMERIC + "-_"),
     "web token": _jwt,
     "private key": _private_key,
+    "private key, narrow": lambda rng: f"-----BEGIN PRIVATE KEY-----\n{_key_body(rng, 32)}\n-----END PRIVATE KEY-----",
+    "private key, encrypted": lambda rng: _private_key(
+        rng, "Proc-Type: 4,ENCRYPTED", f"DEK-Info: AES-128-CBC,ABCDEF123456{drawn(rng, 20, HEX.upper())}"
+    ),
+    "private key, quoted": _quoted_key,
+    "private key, in a program": _key_in_program,
+    "private key, in JSON": _key_in_json,
+    "private key, in one line": _key_in_one_line,
+    "PGP private key": _pgp_key,
+    "SSH2 private key": _ssh2_key,
+    "PuTTY private key": _putty_key,
+    "PuTTY private key, quoted": lambda rng: _every_line(_putty_key(rng), "> "),
+    "SendGrid": lambda rng: f"SG.{drawn(rng, 22, ALPHANUMERIC + '-_')}.{drawn(rng, 43, ALPHANUMERIC + '-_')}",
+    "Groq": lambda rng: "gsk_" + drawn(rng, 52),
     "connection string": lambda rng: f"postgresql://app:{_password(rng)}@db.firm.net:5432/main",
     "password": lambda rng: rng.choice(("password: {}", "api_key = '{}'", "密码是{}", '"access_token": "{}"')).format(
         _password(rng)
@@ -213,7 +279,18 @@ STAND_INS = (
     "the password is case-sensitive",
     "token = tokenizer.decode(ids[0]).strip()",
     "-----BEGIN RSA PRIVATE KEY-----\n...\n-----END RSA PRIVATE KEY-----",
+    "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7...\n-----END PRIVATE KEY-----",
+    "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A1B2C3D4E5F60718293A4B5C6D7E8F9\n\n...",
+    "A key begins with -----BEGIN PRIVATE KEY----- and its body follows in base 64, in lines of 64 characters each.",
+    "-----BEGIN PRIVATE KEY----- stands first; see https://www.openssl.org/docs/man/openssl/genpkey/Algorithms/Ed25519",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v2.0.22 (GNU/Linux)\n\n<your key>",
     "-----BEGIN CERTIFICATE-----",
+    "-----BEGIN CERTIFICATE-----\nMIIDdzCCAl+gAwIBAgIEAgAAuTANBgkqhkiG9w0BAQUFADBaMQswCQYDVQQGEwJJ\n-----END CERTIFICATE-----",
+    "PuTTY-User-Key-File-2: ssh-rsa\nPrivate-Lines: 14\n...",
+    "Private-Lines: 14 says how many lines of base 64 follow it in the file.",
+    "SG.xxxxxxxxxxxxxxxxxxxxxx.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "gsk_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+    "gsk_your_api_key_here",
     "sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "commit 252a43d433dab569340b2bdc0e7184f258b7b9c3",
     "密码是您的生日，请尽快修改。",

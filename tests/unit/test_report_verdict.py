@@ -90,6 +90,13 @@ def test_the_majority_class_stands_in_where_there_is_no_stronger_baseline():
     assert "Majority class trained on the same rows reaches 0.25 (0.20 to 0.30)" in remarks
 
 
+def test_a_gain_that_the_commonest_answer_has_as_well_says_so():
+    said = "always giving the commonest answer reaches 0.60 ("
+    assert any(remark.startswith(said) for remark in verdict(with_result(choose_task(), "majority", 0.60)).remarks)
+    clear = verdict(with_result(choose_task(), "majority", 0.10)).remarks
+    assert not any("commonest" in remark for remark in clear)
+
+
 def test_a_baseline_without_the_headline_metric_is_compared_by_the_second():
     task = choose_task()
     only_choice = result("tfidf", {"choice_accuracy": estimate(0.9)})

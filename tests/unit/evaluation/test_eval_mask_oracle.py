@@ -68,6 +68,12 @@ def test_what_was_checked_is_counted(style: Style, train_on: TrainOn) -> None:
     assert check_masks(rendering, [], train_on) == MaskCheck(0, 0, len(PROBES))
 
 
+def test_a_blank_answer_behind_a_blank_question_has_its_place() -> None:
+    # This template looks whether the first question says something, and so marks have to stand around the contents.
+    blank = chat(("system", "s"), ("user", ""), ("assistant", "a"), ("user", "b"), ("assistant", "\u00a0"))
+    assert check(renderer(LLAMA_2), blank).examples == 1
+
+
 def test_a_base_without_template_or_end_is_checked_for_what_it_can() -> None:
     without_template = renderer(template="")
     text = plain(("user", "a"), ("assistant", "b"))
