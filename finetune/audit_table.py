@@ -49,6 +49,8 @@ def _lines(audit: Audit) -> list[tuple[str, str]]:
         lines.append(
             ("added", f"{audit.repeated:,} repeated rows; altered copies: {_named(audit.copies, 9) or 'none'}")
         )
+    if audit.copies_left_out:
+        lines.append(("copies left out", _named(audit.copies_left_out, SHOWN_REASONS)))
     if audit.private:
         lines.append(("personal data", _named(audit.private, SHOWN_NAMES)))
     lines += [(f"leaks: {leak.task}", _leak_line(leak)) for leak in audit.leaks]

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.files import sha256_of_json
 from evaluation.mask_oracle import Row, check_masks
-from evaluation.rendering import Renderer
+from evaluation.rendering import Example, Renderer
 from finetune.packed_batches import padding_saved
 from finetune.prepare_found import Prepared
 from finetune.recipe import Recipe
@@ -18,6 +18,8 @@ from finetune.spans import spans_of
 
 PREVIEWED_ROWS = 5
 """Training examples that the audit shows token by token, spread evenly: files are often sorted."""
+PREVIEWED_TOKENS = 2000
+"""Tokens that are shown of each."""
 
 
 def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit:
@@ -35,11 +37,12 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
         train=train.statistics(),
         validation=prepared.validation.statistics() if recipe.data.validation else None,
         held_out_samples=len(prepared.samples),
-        truncated=sum(part.truncated for part in accounts),
-        split=sum(part.split for part in accounts),
+        truncated=sum(part.count_changed("truncated") for part in accounts),
+        split=sum(part.count_changed("split") for part in accounts),
         over_max_tokens=sum(part.over_max_tokens for part in accounts),
         repeated=len(prepared.parts.train) - len(np.unique(prepared.parts.train)),
         copies=dict(train.copies),
+        copies_left_out=dict(train.copies_left_out),
         turns=dict(observed.turns),
         languages=observed.languages(),
         labels=dict(observed.labels.most_common()) if observed.labels else None,
@@ -49,7 +52,7 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
         leaked=prepared.leaks.leaked,
         padding_saved=_padding_saved(recipe, prepared),
         masks=_check_masks(recipe, prepared, renderer),
-        mask_preview=tuple(spans_of(example, renderer) for _, _, example in _spread(train.checked)),
+        mask_preview=tuple(spans_of(_beginning(example), renderer) for _, _, example in _spread(train.checked)),
         tokenizer_sha256=_tokenizer_hash(renderer),
         template_sha256=sha256_of_json(str(renderer.tokenizer.chat_template or "")),
         rows_per_second=prepared.rows / prepared.seconds,
@@ -62,8 +65,15 @@ def _spread(rows: Sequence[Row]) -> Sequence[Row]:
     return rows[:: max(1, len(rows) // PREVIEWED_ROWS)][:PREVIEWED_ROWS]
 
 
+def _beginning(example: Example) -> Example:
+    return Example(example.input_ids[:PREVIEWED_TOKENS], example.labels[:PREVIEWED_TOKENS])
+
+
 def account(prepared: Prepared) -> tuple[SourceAccount, ...]:
-    """Account for every row of every source: it is used for one purpose, set aside, or left over."""
+    """Account for every row of every source: it is used for one purpose, set aside, or left over.
+
+    Each of these is counted for itself, and they have to add up.
+    """
     table = prepared.table
     counts = prepared.used().counts(table)
     later = table.count_by_source(prepared.set_aside_numbers())
@@ -71,6 +81,8 @@ def account(prepared: Prepared) -> tuple[SourceAccount, ...]:
     for i, read in enumerate(table.sources):
         rows = len(read.rows) + len(read.set_aside)
         aside = len(read.set_aside) + later[i]
+        counted = aside + sum(counts[name][i] for name in counts)
+        assert counted == rows, f"{counted} of the {rows} rows of source {i} are accounted for"
         accounts.append(
             SourceAccount(
                 source=read.source.source,
@@ -80,7 +92,7 @@ def account(prepared: Prepared) -> tuple[SourceAccount, ...]:
                 validation=counts["validation"][i],
                 held_out=counts["held_out"][i],
                 set_aside=aside,
-                over_limit=rows - aside - sum(counts[name][i] for name in counts),
+                over_limit=counts["left_over"][i],
             )
         )
     return tuple(accounts)

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from evaluation.conversation import Conversation, Message
-from evaluation.mask_oracle import check_masks
+from evaluation.mask_oracle import Row, check_masks
 from evaluation.rendering import IGNORE, Example, Renderer, TrainOn, Unrenderable
 from evaluation.tokenizer import load_tokenizer
 from finetune.augmentation import augment
@@ -103,18 +103,26 @@ def render_rows(renderer: Renderer, settings: RenderSettings, rows: Sequence[Sto
             copies = augment(given[i][2], row.key, settings.augmentation, settings.seed)
             given += [(i, kind, conversation) for kind, conversation in copies]
     rendered = renderer.examples([conversation for _, _, conversation in given], settings.train_on)
-    if settings.check_masks:
-        pairs = zip(given, rendered, strict=True)
-        checked = [(rows[i].id, c, e) for (i, _, c), e in pairs if isinstance(e, Example)]
-        check_masks(renderer, checked, settings.train_on)
     outcomes: list[Outcome] = []
+    checked: list[Row] = []
     for (position, copy, conversation), example in zip(given, rendered, strict=True):
         if isinstance(example, Unrenderable):
             outcomes.append(Outcome(position, copy, reason=example.reason, detail=example.what))
         else:
             fitted = _fit(conversation, example, settings, renderer)
             outcomes += [replace(outcome, row=position, copy=copy) for outcome in fitted]
+            checked += _trained_on(rows[position].id, conversation, fitted)
+    if settings.check_masks:
+        check_masks(renderer, checked, settings.train_on)
     return outcomes
+
+
+def _trained_on(name: str, conversation: Conversation, outcomes: Sequence[Outcome]) -> list[Row]:
+    """Return what is learned of a conversation, as it was shortened, with its pieces put together."""
+    pieces = [outcome.example for outcome in outcomes if outcome.example]
+    shortened = outcomes[0].shortened
+    seen = Conversation.model_validate_json(shortened) if shortened else conversation
+    return [(name, seen, joined(pieces))] if pieces else []
 
 
 def split_example(example: Example, most: int) -> list[Example]:

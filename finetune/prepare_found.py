@@ -27,7 +27,7 @@ class Prepared:
     table: RowTable
     parts: Parts
     leaks: Leaks
-    train: Part = field(default_factory=Part)
+    train: Part = field(default_factory=lambda: Part(checks=True))
     validation: Part = field(default_factory=Part)
     held_out: Part = field(default_factory=Part)
     samples: list[Sample] = field(default_factory=list)
@@ -61,8 +61,9 @@ class Prepared:
         yield from itertools.chain.from_iterable(part.set_aside.values() for part, _ in self.purposes)
 
     def write_account(self, folder: Path) -> None:
-        """Write set_aside.jsonl, and audit.json where there is one."""
+        """Write set_aside.jsonl, shortened.jsonl with every row that is not trained on as it was, and audit.json."""
         write_jsonl(folder / "set_aside.jsonl", self.set_aside())
+        write_jsonl(folder / "shortened.jsonl", (row for part, _ in self.purposes for row in part.changed))
         if self.audit is not None:
             write_model(folder / "audit.json", self.audit)
 
@@ -93,8 +94,10 @@ class Prepared:
 
     def used(self) -> Parts:
         """Return the rows that became examples, each once."""
-        kept = [np.setdiff1d(numbers, np.fromiter(part.set_aside, np.int64)) for part, numbers in self.purposes]
-        return Parts(*kept)
+        train, validation, held_out = (
+            np.setdiff1d(numbers, np.fromiter(part.set_aside, np.int64)) for part, numbers in self.purposes
+        )
+        return Parts(train, validation, held_out, self.parts.left_over)
 
     def set_aside_numbers(self) -> Numbers:
         """Return the numbers of the rows that were set aside after they were read."""

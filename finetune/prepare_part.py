@@ -18,7 +18,7 @@ from finetune.prepare_chunks import Chunk
 from finetune.prepare_examples import TOO_LONG, Outcome, joined
 from finetune.prepare_parts import Numbers
 from finetune.recipe_data import Data
-from finetune.records import SetAside, TokenStatistics
+from finetune.records import Change, ChangedRow, SetAside, TokenStatistics
 from finetune.row_store import StoredRow
 
 Keep = Callable[[StoredRow, Conversation], None]
@@ -27,12 +27,16 @@ NAMED_ROWS = 5
 """Rows that a refusal names."""
 CHECKED_ROWS = 256
 """Training rows whose masks are computed in a second way at the start of every run."""
+CHECKED_TOKENS = 1_000_000
+"""Of so many tokens at most, so that rows of many pages do not fill the memory."""
 
 
 @dataclass
 class Part:
     """The account of one purpose's rows."""
 
+    checks: bool = False
+    """Whether some rows are kept to compute their masks a second time."""
     rows: int = 0
     """Rows that became examples."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
@@ -44,13 +48,17 @@ class Part:
     too_long: dict[str, int] = field(default_factory=dict)
     """Rows that the recipe neither shortens nor splits, with their lengths."""
     over_max_tokens: int = 0
-    truncated: int = 0
-    split: int = 0
+    changed: list[ChangedRow] = field(default_factory=list)
+    """Rows that were shortened or split."""
     copies: Counter[str] = field(default_factory=Counter)
+    """Kind of altered copy → how many are learned."""
+    copies_left_out: Counter[str] = field(default_factory=Counter)
+    """Reason → altered copies that are not learned."""
     chunks: int = 0
     chunks_from_cache: int = 0
     checked: list[tuple[str, Conversation, Example]] = field(default_factory=list)
     """Rows spread evenly, with the conversation that was rendered and the whole example."""
+    _checked_tokens: int = 0
 
     def examples(self, chunks: Iterable[Chunk], numbers: Numbers, keep: Keep) -> Iterator[Example]:
         """Yield the examples of all chunks and count; `keep` is told each row that is used, with its conversation.
@@ -61,12 +69,17 @@ class Part:
         for position, (row, outcomes) in enumerate(self._rows(chunks)):
             self._count(int(numbers[position]), row, outcomes)
             own = [outcome.example for outcome in outcomes if outcome.example and not outcome.copy]
-            if own:
-                conversation = Conversation.model_validate_json(outcomes[0].shortened or row.conversation)
-                keep(row, conversation)
-                if position % every == 0:
-                    self.checked.append((row.id, conversation, joined(own)))
+            if not own:
+                continue  # nor is a copy learned of a row that is not used
+            conversation = Conversation.model_validate_json(outcomes[0].shortened or row.conversation)
+            keep(row, conversation)
+            if self.checks and position % every == 0:
+                self._keep_for_checking(row.id, conversation, joined(own))
             yield from (self._counted(outcome.example) for outcome in outcomes if outcome.example)
+
+    def count_changed(self, what: Change) -> int:
+        """Count the rows that were shortened, or split."""
+        return sum(row.what == what for row in self.changed)
 
     def lengths(self) -> NDArray[np.int32]:
         """Return the length of each example."""
@@ -99,6 +112,11 @@ class Part:
                 outcomes[outcome.row].append(outcome)
             yield from zip(chunk.rows, outcomes, strict=True)
 
+    def _keep_for_checking(self, name: str, conversation: Conversation, example: Example) -> None:
+        self._checked_tokens += len(example.input_ids)
+        if self._checked_tokens <= CHECKED_TOKENS or not self.checked:
+            self.checked.append((name, conversation, example))
+
     def _counted(self, example: Example) -> Example:
         self.tokens.append(len(example.input_ids))
         # `trained_tokens` counts in Python, which takes as long as everything else here.
@@ -106,20 +124,25 @@ class Part:
         return example
 
     def _count(self, number: int, row: StoredRow, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.copy:
-                self.copies[outcome.copy] += outcome.example is not None
-            elif outcome.example is None:
-                reason = SetAside(file=row.file, line=row.line, reason=outcome.reason, detail=outcome.detail)
-                self.set_aside[number] = reason
-                if outcome.reason == TOO_LONG:
-                    self.too_long[row.id] = outcome.tokens
         own = [outcome for outcome in outcomes if not outcome.copy]
-        self.rows += own[0].example is not None
-        self.truncated += bool(own[0].shortened)
-        self.split += len(own) > 1
-        changed = bool(own[0].shortened) or len(own) > 1
-        self.over_max_tokens += changed or own[0].reason in (TOO_LONG, "answer_too_long")
+        first, used = own[0], own[0].example is not None
+        self.rows += used
+        if not used:
+            reason = SetAside(file=row.file, line=row.line, reason=first.reason, detail=first.detail)
+            self.set_aside[number] = reason
+        if first.reason == TOO_LONG:
+            self.too_long[row.id] = first.tokens
+        if first.shortened or len(own) > 1:
+            what: Change = "truncated" if first.shortened else "split"
+            self.changed.append(
+                ChangedRow(file=row.file, line=row.line, what=what, tokens=first.tokens, examples=len(own))
+            )
+        self.over_max_tokens += bool(first.shortened) or len(own) > 1 or first.reason in (TOO_LONG, "answer_too_long")
+        for copy in (outcome for outcome in outcomes if outcome.copy):
+            if used and copy.example is not None:
+                self.copies[copy.copy] += 1
+            else:
+                self.copies_left_out[copy.reason or "its_row_is_not_used"] += 1
 
 
 def sample_of(row: StoredRow, conversation: Conversation) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -73,12 +73,19 @@ class Parts:
     train: Numbers
     validation: Numbers
     held_out: Numbers
+    left_over: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows over a limit, and those that mixing or balance did not draw."""
 
     def counts(self, table: RowTable) -> dict[str, list[int]]:
         """Count each source's rows by purpose, repeated ones once."""
         return {
             name: table.count_by_source(np.unique(numbers))
-            for name, numbers in (("train", self.train), ("validation", self.validation), ("held_out", self.held_out))
+            for name, numbers in (
+                ("train", self.train),
+                ("validation", self.validation),
+                ("held_out", self.held_out),
+                ("left_over", self.left_over),
+            )
         }
 
 
@@ -100,10 +107,14 @@ def assign(data: Data, table: RowTable, seed: int) -> Parts:
     if data.validation is not None:
         inside = split_by_fraction(table.groups(trained), data.validation.fraction, "validation")
         validation, rest = _divide(rest, inside)
-        validation = _limited(table, validation, data.validation.limit, seed)
     source = table.source_of(rest)
-    train = [_limited(table, rest[source == i], given.limit, seed) for i, given in enumerate(data.train)]
-    parts = Parts(np.concatenate(train), validation, _limited(table, held_out, data.held_out.limit, seed))
+    limited = [
+        *(_limited(table, rest[source == i], given.limit, seed) for i, given in enumerate(data.train)),
+        _limited(table, validation, data.validation.limit if data.validation else None, seed),
+        _limited(table, held_out, data.held_out.limit, seed),
+    ]
+    *train, validation, held_out = (kept for kept, _ in limited)
+    parts = Parts(np.concatenate(train), validation, held_out, np.concatenate([left for _, left in limited]))
     _refuse_empty(data, parts)
     return parts
 
@@ -128,7 +139,8 @@ def weigh(data: Data, table: RowTable, parts: Parts, seed: int) -> Parts:
         labels, keys_of_rows = [label for label, _ in rows], [key for _, key in rows]
         even = balance(labels, keys_of_rows, data.balance.method, data.balance.maximum_ratio, seed)
         train = train[np.asarray(even, int)]
-    return replace(parts, train=train)
+    not_drawn = np.setdiff1d(parts.train, train)
+    return replace(parts, train=train, left_over=np.concatenate([parts.left_over, not_drawn]))
 
 
 def _divide(rows: Numbers, inside: set[int]) -> tuple[Numbers, Numbers]:
@@ -136,10 +148,14 @@ def _divide(rows: Numbers, inside: set[int]) -> tuple[Numbers, Numbers]:
     return rows[taken], rows[~taken]
 
 
-def _limited(table: RowTable, rows: Numbers, limit: int | None, seed: int) -> Numbers:
+def _limited(table: RowTable, rows: Numbers, limit: int | None, seed: int) -> tuple[Numbers, Numbers]:
+    """Return the rows that a limit leaves, and those that are over it."""
     if limit is None or limit >= len(rows):
-        return rows
-    return rows[draw(table.keys(rows.tolist()), limit, seed)]
+        return rows, rows[:0]
+    drawn = np.zeros(len(rows), bool)
+    kept = draw(table.keys(rows.tolist()), limit, seed)
+    drawn[kept] = True
+    return rows[kept], rows[~drawn]
 
 
 def _refuse_without_classes(table: RowTable) -> None:

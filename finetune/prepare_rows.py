@@ -6,6 +6,7 @@ What a source became is kept in the cache under the hash of everything it depend
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +171,7 @@ def convert_rows(settings: RowSettings, rows: Sequence[Row | BadRow]) -> _Conver
             scanned = scan.scan(to_conversation(settings.template, row.values, settings.columns))
             if scanned.secrets:
                 raise RowUnusable(SECRET, ", ".join(scanned.secrets))
-            group = _group(row, settings.group_column, scanned.conversation)
+            group = _group(row, settings, scanned.conversation)
         except RowUnusable as unusable:
             aside = SetAside(file=row.file, line=row.line, reason=unusable.reason, detail=unusable.detail)
             set_aside.append(aside)
@@ -238,13 +239,16 @@ def _privacy_scan(privacy: Privacy | None) -> PrivacyScan:
     return PrivacyScan(privacy)
 
 
-def _group(row: Row, column: str | None, conversation: Conversation) -> str:
+def _group(row: Row, settings: RowSettings, conversation: Conversation) -> str:
+    """Return what splits keep together: a column's value, which is hashed where personal data is to be replaced."""
+    column = settings.group_column
     if column is None:
         return split_key(conversation)
     value = row.values.get(column)
     if value is None or value == "":
         raise RowUnusable("no_group", f"column {column!r} is empty, so the row's side of the split is not known")
-    return str(value)
+    hides = settings.privacy is not None and settings.privacy.action == "replace"
+    return hashlib.sha256(str(value).encode()).hexdigest() if hides else str(value)
 
 
 def _check_group_column(column: str | None, seen: Sequence[str], source: Source) -> None:

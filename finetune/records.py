@@ -119,6 +119,21 @@ class TokenSpan(_Record):
     trained: bool
 
 
+Change = Literal["truncated", "split"]
+
+
+class ChangedRow(_Record):
+    """A row of data/shortened.jsonl, which is learned in another form than it has."""
+
+    file: str
+    line: int
+    what: Change
+    tokens: int
+    """Length before."""
+    examples: int
+    """How many it became."""
+
+
 LEAKS = "leaks_into_samples"
 """Reason code of training rows that are set aside because they stand among the samples."""
 
@@ -141,6 +156,8 @@ class Audit(_Record):
     """Training rows that stand once more, because sources are mixed or classes evened out."""
     copies: dict[str, int]
     """Altered copies of training rows, by how they were altered."""
+    copies_left_out: dict[str, int]
+    """Reason → altered copies that are not learned: too long, say, or their row is not used."""
     turns: dict[str, int]
     """Role → messages of the training rows."""
     languages: dict[str, int]

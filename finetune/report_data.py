@@ -71,6 +71,9 @@ def _facts(audit: Audit) -> dict[str, str]:
         facts["rows repeated for mixing or balance"] = count(audit.repeated)
     if audit.copies:
         facts["altered copies"] = ", ".join(f"{kind} {count(copies)}" for kind, copies in audit.copies.items())
+    if audit.copies_left_out:
+        left_out = ", ".join(f"{reason} {count(copies)}" for reason, copies in audit.copies_left_out.items())
+        facts["altered copies left out"] = left_out
     return facts
 
 

@@ -236,6 +236,7 @@ def audit() -> Audit:
         over_max_tokens=0,
         repeated=0,
         copies={},
+        copies_left_out={},
         turns={"system": 1425, "user": 1425, "assistant": 1425},
         languages={"en": 1425},
         repetition=Repetition(rows=1425, exact=2, near=31, examples=(("codes.xml:5", "codes.xml:4"),)),

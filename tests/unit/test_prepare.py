@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny_model import build_tokenizer
 
+import finetune.prepare
+import finetune.prepare_examples
 from evaluation.conversation import Conversation
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.task import Sample
@@ -21,12 +25,12 @@ from finetune.errors import DataError
 from finetune.example_files import example_at, load_examples
 from finetune.prepare import prepare
 from finetune.prepare_examples import RenderSettings, joined, render_rows, split_example
-from finetune.prepare_parts import RowTable, assign
+from finetune.prepare_parts import Parts, RowTable, assign
 from finetune.prepare_rows import collect_source
 from finetune.prepare_sources import group_columns
 from finetune.prepare_task import build_task
 from finetune.recipe import Recipe
-from finetune.records import Audit, SetAside
+from finetune.records import Audit, ChangedRow, SetAside
 from finetune.row_store import StoredRow
 from finetune.run_directory import RunDirectory
 from finetune.spans import spans_of
@@ -306,6 +310,78 @@ def test_long_examples_are_dropped_and_counted(renderer: Renderer) -> None:
     outcomes = render(renderer, stored(LONG), "drop")
     assert [outcome.reason for outcome in outcomes] == ["", "too_long", ""]
     assert "40 allowed" in outcomes[1].detail
+
+
+def test_no_copy_is_learned_of_a_row_that_is_not_used(tmp_path: Path, base: Path) -> None:
+    rows = [{"text": f"is it fever number {i} ?", "label": ("red", "blue")[i % 2], "kind": str(i)} for i in range(60)]
+    asked = {"overflow": "drop", "augmentation": {"punctuation": 0.99}}
+    path = write_rows(tmp_path / "rows.csv", rows)
+    audit, _ = prepared_in(tmp_path, path, base, **asked)
+    assert audit.copies["punctuation"] > 20
+    # At the median length, some rows are too long of which the copy, a mark shorter, is not.
+    audit, run = prepared_in(tmp_path, path, base, **asked, max_tokens=audit.train.median)
+    aside = {line.line for line in set_aside_of(run) if line.reason == "too_long"}
+    assert aside
+    assert sum(audit.copies_left_out.values()) > 0
+    learned = load_examples(run.data / "train.arrow")
+    assert (
+        len(learned) == audit.train.examples == len(samples_of(run.data / "train.jsonl")) + audit.copies["punctuation"]
+    )
+    assert all(int(sample.id.rpartition(":")[2]) not in aside for sample in samples_of(run.data / "train.jsonl"))
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "split"])
+def test_every_row_that_is_shortened_or_split_is_listed(tmp_path: Path, base: Path, overflow: str) -> None:
+    rows = [
+        *varied(60),
+        {"text": LONG[1], "label": "red", "kind": "1"},
+        {"text": LONG[1], "label": "blue", "kind": "2"},
+    ]
+    path = write_rows(tmp_path / "rows.csv", rows)
+    asked: dict[str, object] = {"overflow": overflow}
+    if overflow == "split":
+        rows = [row | {"text": row["text"] * 4} for row in rows]
+        asked["train"] = ({"source": str(write_rows(path, rows)), "rows": "text"},)
+    audit, run = prepared_in(tmp_path, path, base, **asked)
+    listed = [ChangedRow.model_validate_json(line) for line in (run.data / "shortened.jsonl").read_text().splitlines()]
+    assert {row.line for row in listed} == {62, 63}
+    assert len(listed) == audit.truncated + audit.split == audit.over_max_tokens
+    assert all(row.tokens > 64 and (row.examples > 1) == (overflow == "split") for row in listed)
+
+
+def test_what_was_shortened_is_checked_as_it_is_learned(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Example] = []
+    monkeypatch.setattr(
+        finetune.prepare_examples, "check_masks", lambda _, rows, __: checked.extend(r[2] for r in rows)
+    )
+    how = RenderSettings("assistant", 40, "truncate", True, None, 0)
+    outcomes = render_rows(renderer, how, stored(LONG))
+    assert checked == [outcome.example for outcome in outcomes]
+
+
+@pytest.mark.parametrize("action", ["report", "replace"])
+def test_a_column_that_splits_is_hashed_where_personal_data_is_replaced(
+    tmp_path: Path, base: Path, action: str
+) -> None:
+    rows = [row | {"kind": f"patient{row['kind']}@example.org"} for row in varied(60)]
+    recipe = recipe_for(write_rows(tmp_path / "rows.csv", rows))
+    recipe = Recipe.model_validate(recipe.model_dump() | {"privacy": {"action": action}})
+    run = RunDirectory(tmp_path / "run")
+    prepare(recipe, run, base, tmp_path / "cache", silent())
+    files = [path for folder in (run.data, tmp_path / "cache") for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "rows.arrow" for path in files)
+    found = [path.name for path in files if b"@example.org" in path.read_bytes()]
+    assert (found == []) == (action == "replace")
+
+
+def test_a_row_that_is_lost_is_noticed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losing(*arguments: Any) -> Parts:
+        parts = assign(*arguments)
+        return replace(parts, train=parts.train[1:])
+
+    monkeypatch.setattr(finetune.prepare, "assign", losing)
+    with pytest.raises(AssertionError, match="rows of source 0 are accounted for"):
+        prepared_in(tmp_path, write_rows(tmp_path / "rows.csv", varied(60)), base)
 
 
 def test_long_prompts_are_shortened_and_answers_are_whole(renderer: Renderer) -> None:
