@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from evaluation.conversation import Conversation
 from evaluation.errors import TaskError
+from evaluation.long_texts import split_example
 from evaluation.model import ModelSpec, assert_unpacked, causal_lm_of, load_model
 from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
@@ -28,6 +30,9 @@ BATCH_TOKENS = 4096
 
 GENERATION_TOKENS = 16384
 """The same while answers are written: each step reads all weights, so that more rows at once cost little."""
+
+WINDOW_TOKENS = 2048
+"""A plain text that is longer is scored in pieces of so many, or of what the model holds, as it is trained on."""
 
 Advance = Callable[[int], None]
 """Told the number of samples that were just finished, for a progress bar."""
@@ -123,12 +128,17 @@ class LanguageModel:
     def answer_losses(
         self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance = lambda _: None
     ) -> list[AnswerLoss]:
-        """Loss of each given answer after its prompt."""
-        examples = [
-            answer_example(self.renderer.prompt(prompt), self.renderer.answer(prompt, answer))
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return self.example_losses(examples, advance)
+        """Loss of each given answer after its prompt; a long text without a prompt is scored in pieces."""
+        most = min(WINDOW_TOKENS, int(self.causal_lm.config.max_position_embeddings))
+        pieces: list[list[Example]] = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            example = answer_example(self.renderer.prompt(prompt), self.renderer.answer(prompt, answer))
+            pieces.append([example] if prompt.messages else split_example(example, most))
+        flat = [piece for own in pieces for piece in own]
+        if len(flat) == len(pieces):
+            return self.example_losses(flat, advance)
+        losses = iter(self.example_losses(flat, _in_proportion(advance, len(flat), len(pieces))))
+        return [_summed(list(islice(losses, len(own)))) for own in pieces]
 
     @torch.inference_mode()
     def example_losses(self, examples: Sequence[Example], advance: Advance = lambda _: None) -> list[AnswerLoss]:
@@ -182,6 +192,23 @@ class LanguageModel:
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self.causal_lm.device)
+
+
+def _summed(losses: Sequence[AnswerLoss]) -> AnswerLoss:
+    return AnswerLoss(sum(loss.nll for loss in losses), sum(loss.tokens for loss in losses))
+
+
+def _in_proportion(advance: Advance, pieces: int, samples: int) -> Advance:
+    """Tell of samples while pieces are done."""
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        before = done * samples // pieces
+        done += more
+        advance(done * samples // pieces - before)
+
+    return told
 
 
 def _make_contiguous(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -15,8 +15,9 @@ from typing import Literal
 from pydantic import JsonValue
 
 from evaluation.conversation import Conversation, Message
+from evaluation.long_texts import joined, split_example
 from evaluation.mask_oracle import Row, check_masks
-from evaluation.rendering import IGNORE, Example, Renderer, TrainOn, Unrenderable
+from evaluation.rendering import Example, Renderer, TrainOn, Unrenderable
 from evaluation.tokenizer import load_tokenizer
 from finetune.augmentation import augment
 from finetune.recipe import Recipe
@@ -123,27 +124,6 @@ def _trained_on(name: str, conversation: Conversation, outcomes: Sequence[Outcom
     shortened = outcomes[0].shortened
     seen = Conversation.model_validate_json(shortened) if shortened else conversation
     return [(name, seen, joined(pieces))] if pieces else []
-
-
-def split_example(example: Example, most: int) -> list[Example]:
-    """Cut a text into pieces of at most `most` tokens; every token is learned exactly once.
-
-    A piece begins with the last token of the one before, not learned again: something must come before its first one.
-    """
-    starts = range(0, max(1, len(example.input_ids) - 1), most - 1)
-    pieces = [(example.input_ids[i : i + most], example.labels[i : i + most]) for i in starts]
-    first, *others = pieces
-    return [Example(*first), *(Example(ids, (IGNORE, *labels[1:])) for ids, labels in others)]
-
-
-def joined(pieces: Sequence[Example]) -> Example:
-    """Put the pieces of a split text together again."""
-    first, *others = pieces
-    ids, labels = list(first.input_ids), list(first.labels)
-    for piece in others:
-        ids += piece.input_ids[1:]
-        labels += piece.labels[1:]
-    return Example(tuple(ids), tuple(labels))
 
 
 def _fit(conversation: Conversation, example: Example, settings: RenderSettings, renderer: Renderer) -> list[Outcome]:

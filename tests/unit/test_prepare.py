@@ -18,13 +18,14 @@ from tiny_model import build_tokenizer
 import finetune.prepare
 import finetune.prepare_examples
 from evaluation.conversation import Conversation
+from evaluation.long_texts import joined, split_example
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.task import Sample
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.example_files import example_at, load_examples
 from finetune.prepare import prepare
-from finetune.prepare_examples import RenderSettings, joined, render_rows, split_example
+from finetune.prepare_examples import RenderSettings, render_rows
 from finetune.prepare_parts import Parts, RowTable, assign
 from finetune.prepare_rows import collect_source
 from finetune.prepare_sources import group_columns

@@ -15,13 +15,13 @@ from tiny_training import tiny_examples, tiny_recipe, trained
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from evaluation.long_texts import joined, split_example
 from evaluation.model import Attention, ModelSpec, load_base
 from evaluation.rendering import IGNORE, Example
 from finetune import packing
 from finetune.errors import DataError, MachineError
 from finetune.packed_batches import padding_saved, plan_packed_batches
 from finetune.packing import check_isolation, pack_examples
-from finetune.prepare_examples import joined, split_example
 from finetune.records import StepMetrics
 
 TOLERANCE = 1e-5

@@ -23,6 +23,7 @@ from evaluation.inference import (
     load_language_model,
     pad_examples,
 )
+from evaluation.long_texts import split_example
 from evaluation.model import ModelSpec, load_model
 from evaluation.option_tree import build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
@@ -170,6 +171,41 @@ def test_loss_counts_labelled_tokens_alone(model: LanguageModel) -> None:
     logits = model.model(input_ids=torch.tensor([whole.input_ids])).logits[0].double()
     expected = -torch.log_softmax(logits, -1)[[1, 3], [21, 2]].sum()
     assert loss.nll == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_long_text_is_scored_in_pieces_and_every_token_once(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [Conversation(messages=(), layout="plain")] * 3
+    texts = ["Diseases of the eye", "skin and ear " * 30, "fever"]
+    whole = model.answer_losses(alone, texts)
+    monkeypatch.setattr(inference, "WINDOW_TOKENS", 16)
+    told: list[int] = []
+    found = model.answer_losses(alone, texts, told.append)
+    assert sum(told) == len(texts)
+    assert [loss.tokens for loss in found] == [loss.tokens for loss in whole]
+    assert found[2].nll == pytest.approx(whole[2].nll, rel=1e-6)
+    renderer = model.renderer
+    example = answer_example(renderer.prompt(alone[1]), renderer.answer(alone[1], texts[1]))
+    pieces = split_example(example, 16)
+    assert len(pieces) > 3
+    assert max(len(piece.input_ids) for piece in pieces) <= 16
+    assert found[1].nll == pytest.approx(sum(loss.nll for loss in model.example_losses(pieces)), rel=1e-6)
+    assert found[1].nll != pytest.approx(whole[1].nll, rel=1e-6)
+
+
+def test_no_text_goes_beyond_what_the_model_holds(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.causal_lm.config, "max_position_embeddings", 16)
+    seen: list[int] = []
+    plain = model.example_losses
+
+    def watched(pieces: list[Example], advance: Callable[[int], None]) -> list[inference.AnswerLoss]:
+        seen.extend(len(piece.input_ids) for piece in pieces)
+        return plain(pieces, advance)
+
+    monkeypatch.setattr(model, "example_losses", watched)
+    model.answer_losses([Conversation(messages=(), layout="plain")], ["skin and ear " * 30])
+    assert max(seen) == 16
 
 
 def test_neighbour_does_not_change_a_loss(model: LanguageModel) -> None:
