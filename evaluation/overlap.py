@@ -72,14 +72,16 @@ def normalized_for_overlap(text: str) -> str:
 
 
 class LeakIndex:
-    """Looks for the samples of one task in training rows that go by; memory does not grow with the rows.
+    """Looks for the samples of one task in training rows that go by; memory grows with the leaks, not with the rows.
 
     A sample leaks where a training row has its prompt or its answer,
 
     - exact: as written;
     - normalized: without case, punctuation and spaces;
     - ngram: 13 words in a row of it, wherever in the row, none of which belongs to boilerplate (13 words in a row that
-      stand in more than 10 training rows, in more than a fifth of them, or in more than a fifth of the samples);
+      stand in more than 10 training rows, in more than a fifth of them, or in more than a fifth of the samples); or
+      such runs that together make half of it, in however many rows, not counting what 2 % of the samples repeat (the
+      instruction of a task) and no prompt of which more than half of the rows have as much;
     - near: with a Jaccard similarity of shingles of at least `similarity`, not counting what the samples' template has.
 
     An answer counts without its prompt from 4 words on; below 13 words not if it stands in more than 10 rows (a label,

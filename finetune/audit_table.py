@@ -52,12 +52,19 @@ def _lines(audit: Audit) -> list[tuple[str, str]]:
     if audit.copies_left_out:
         lines.append(("copies left out", _named(audit.copies_left_out, SHOWN_REASONS)))
     if audit.private:
-        lines.append(("personal data", _named(audit.private, SHOWN_NAMES)))
+        lines.append(("personal data", _private_line(audit)))
     lines += [(f"leaks: {leak.task}", _leak_line(leak)) for leak in audit.leaks]
     removed = audit.set_aside_by_reason.get(LEAKS, 0)
     if removed:
         lines.append(("taken out", f"{removed:,} training {'row' if removed == 1 else 'rows'}, for a leak each"))
     return lines
+
+
+def _private_line(audit: Audit) -> str:
+    found = {kind: count for kind, count in audit.private.items() if count}
+    said = _named(found, SHOWN_NAMES) or "none found"
+    only = " (phone numbers in international form only: set privacy.region)"
+    return said + (only if audit.only_international_phones else "")
 
 
 def _leak_line(leak: LeakCount) -> str:

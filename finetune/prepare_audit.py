@@ -30,7 +30,8 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
     """
     train, observed = prepared.train, prepared.observed
     accounts = [part for part, _ in prepared.purposes]
-    private: Counter[str] = sum((Counter(read.private) for read in prepared.table.sources), Counter())
+    privacy = recipe.privacy
+    looked_for = privacy.detect if privacy else ()
     return Audit(
         sources=account(prepared),
         set_aside_by_reason=dict(Counter(row.reason for row in prepared.set_aside()).most_common()),
@@ -47,7 +48,8 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
         languages=observed.languages(),
         labels=dict(observed.labels.most_common()) if observed.labels else None,
         repetition=observed.repetition(),
-        private=dict(private),
+        private={kind: sum(read.private.get(kind, 0) for read in prepared.table.sources) for kind in looked_for},
+        only_international_phones=privacy is not None and "phone" in privacy.detect and not privacy.regions,
         leaks=prepared.leaks.counts,
         leaked=prepared.leaks.leaked,
         padding_saved=_padding_saved(recipe, prepared),

@@ -71,17 +71,17 @@ class _Finder:
     """What is looked for, and what finds it."""
 
     kinds: tuple[PrivateKind, ...]
-    region: str | None
+    regions: tuple[str, ...]
     names: NameFinder | None
 
     @classmethod
     def of(cls, privacy: Privacy, names: NameFinder | None) -> _Finder:
         asked = any(kind in NAMED_KINDS for kind in privacy.detect)
-        return cls(privacy.detect, privacy.region, (names or load_name_finder(privacy.detect)) if asked else None)
+        return cls(privacy.detect, privacy.regions, (names or load_name_finder(privacy.detect)) if asked else None)
 
     def find(self, text: str) -> list[Found]:
         """Find everything in a text; findings may overlap."""
-        found = list(find_by_form(text, self.kinds, self.region))
+        found = list(find_by_form(text, self.kinds, self.regions))
         if self.names is not None:
             found += (name for name in self.names.find(text) if name.kind in self.kinds)
         return found

@@ -34,10 +34,10 @@ class Found:
     stop: int
 
 
-def find_by_form(text: str, kinds: Sequence[PrivateKind], region: str | None) -> Iterator[Found]:
+def find_by_form(text: str, kinds: Sequence[PrivateKind], regions: Sequence[str]) -> Iterator[Found]:
     """Everything of these kinds, the more specific kind first; findings of different kinds may overlap.
 
-    With a region (`DE`), phone numbers are also found as they are dialled there, without + and country code.
+    With regions (`DE`), phone numbers are also found as they are dialled there, without + and country code.
     """
     if not _TELLING.search(text):
         return
@@ -46,7 +46,7 @@ def find_by_form(text: str, kinds: Sequence[PrivateKind], region: str | None) ->
         if kind in kinds:
             yield from (Found(kind, start, stop) for start, stop in detector(plain))
     if "phone" in kinds:
-        yield from (Found("phone", start, stop) for start, stop in _phones(plain, region))
+        yield from (Found("phone", start, stop) for start, stop in _phones(plain, regions))
 
 
 def _in_ascii(text: str) -> str:
@@ -177,45 +177,81 @@ _DETECTORS: tuple[tuple[PrivateKind, Callable[[str], Iterator[Span]]], ...] = (
 
 # The library takes half a millisecond for a sentence, so it is shown only what has enough digits.
 _DIALLED = re.compile(r"(?:\+ ?)?\(?[0-9](?:[ ().~/-]{0,3}[0-9]){6,}")
+# How + is dialled: 00 in most countries, 011 in North America. After another number it may be a group of that.
+_ABROAD = re.compile(
+    r"(?<![A-Za-z0-9_])(?<![0-9][ .,:~/-])\(?(?P<prefix>00|011)(?=[ ().~/-]{0,3}[1-9](?:[ ().~/-]{0,3}[0-9]){5,14})"
+)
 _UNIT = re.compile(
     r" ?(?:[€$£¥%]|元|美元|万|亿|(?:EUR|USD|CNY|RMB|GBP|CHF|JPY|euros?|dollars?|Euro|Dollar)(?![A-Za-z]))"
 )
 # A decimal, a date, and an address of a machine.
 _NO_NUMBER = re.compile(r"\+?[0-9]{1,3}\.[0-9]+|[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{4}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
 _RANGE = re.compile(r"[0-9]\.[0-9]+ ?[-/] ?[0-9]+\.[0-9]")
-_NOT_AFTER = re.compile(r"(?:(?:ISBN(?:-1[03])?|PMID|DOI|Case)[: ]{0,3}|[/=_#&@]|[0-9][.:,])$", re.IGNORECASE)
+_NOT_AFTER = re.compile(
+    r"(?:(?:ISBN(?:-1[03])?|EAN|GTIN|UPC|PMID|DOI|Case)[: ]{0,3}|[/=_#&@]|[0-9][.:,])$", re.IGNORECASE
+)
 _NOT_BEFORE = re.compile(r"[.:,][0-9]|-?[A-Za-z0-9_]")
 
 
-def _phones(text: str, region: str | None) -> Iterator[Span]:
-    if region is None and "+" not in text:
+def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
+    """Numbers as they are dialled in any of the regions and from abroad; what is a part of another is left out."""
+    end = 0
+    spans = {*_dialled_abroad(text), *_dialled(text, regions)}
+    for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if stop > end:
+            yield start, stop
+            end = stop
+
+
+def _dialled_abroad(text: str) -> Iterator[Span]:
+    if "00" not in text and "011" not in text:
+        return
+    for prefix in _ABROAD.finditer(text):
+        plus = "+".ljust(len(prefix["prefix"]))  # in as many characters
+        number = text[prefix.end() : prefix.end() + 60].partition("[")[0]
+        window = text[prefix.start() : prefix.start("prefix")] + plus + number
+        yield from _read(text, prefix.start(), window, None)
+
+
+def _dialled(text: str, regions: Sequence[str]) -> Iterator[Span]:
+    if not regions and "+" not in text:
         return
     for candidate in _DIALLED.finditer(text):
-        if region is None and not candidate[0].startswith("+"):
+        if not regions and not candidate[0].startswith("+"):
             continue
         # One character before, since a letter or a currency sign there rules a number out; some after, for `ext. 123`.
         start = candidate.start() - (text[max(0, candidate.start() - 1) : candidate.start()] not in ("", "[", "("))
         after = text[candidate.end() : candidate.end() + 12].partition("[")[0]
         window = text[start : candidate.end()] + after
-        for match in phonenumbers.PhoneNumberMatcher(window, region):
-            first, stop = start + match.start, start + match.end
-            # A parenthesis that is closed after the number, or never, belongs to the sentence.
-            first += text[first] == "(" and ")" not in text[first:stop]
-            if _is_dialled(text, first, stop, match.number, region):
-                yield first, stop
+        for region in regions or (None,):
+            yield from _read(text, start, window, region)
+
+
+def _read(text: str, start: int, window: str, region: str | None) -> Iterator[Span]:
+    """Phone numbers of a window that stands for the text from a place on, as they are dialled in a region."""
+    for match in phonenumbers.PhoneNumberMatcher(window, region):
+        first, stop = start + match.start, start + match.end
+        # A parenthesis that is closed after the number, or never, belongs to the sentence.
+        first += text[first] == "(" and ")" not in text[first:stop]
+        if _is_dialled(text, first, stop, match.number, region):
+            yield first, stop
 
 
 def _is_dialled(text: str, start: int, stop: int, number: phonenumbers.PhoneNumber, region: str | None) -> bool:
     """Whether what could be a phone number is not rather an amount, a date, an ISBN or a serial number."""
     raw = text[start:stop]
+    if not _DIALLED.match(raw):  # a piece of a longer number
+        return False
     if _NO_NUMBER.fullmatch(raw) or _RANGE.search(raw) or _UNIT.match(text, stop):
         return False
-    if region is None or raw.startswith("+"):
+    if raw.startswith("+"):
         return True
     if _NOT_AFTER.search(text, max(0, start - 12), start) or _NOT_BEFORE.match(text, stop):
         return False
     if raw.count("-") >= 3 and isbn.is_valid(raw):
         return False
+    if region is None:
+        return True
     # Who dials a land line from within a country begins with its trunk prefix; other numbers of that length do not.
     land_line = phonenumbers.number_type(number) == phonenumbers.PhoneNumberType.FIXED_LINE
     trunk = phonenumbers.ndd_prefix_for_region(region, True)

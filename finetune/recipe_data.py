@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from finetune.recipe_section import Count, Fraction, Section, Sha256, Share
 
 PrivateKind = Literal["email", "phone", "iban", "card", "us_ssn", "cn_id", "person", "address"]
+Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$")]
 
 
 class Source(Section):
@@ -139,7 +140,7 @@ class Leakage(Section):
     on_overlap: Literal["refuse", "set_aside"] = "refuse"
     """Stop, or set the training rows aside that stand among the samples."""
     maximum_share: Share = 0.01
-    """Largest share of a task's samples that may be equal to training rows, or share 13 words in a row with them."""
+    """Largest share of a task's samples that may equal training rows or share 13 words (22 Han characters) in a row."""
     maximum_near_share: Share = 0.1
     """Largest share of a task's samples that may be nearly equal to training rows."""
     similarity: Fraction = 0.8
@@ -197,7 +198,13 @@ class Privacy(Section):
     """What is looked for; `person` and `address` need the extra `privacy` and are found in English only."""
     action: Literal["report", "replace"] = "report"
     """Count it, or also put a placeholder such as [EMAIL_1] in its place, in training and held-out rows."""
-    region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = None
-    """Country (`US`, `DE`, …) whose phone numbers may stand without their `+` and country code."""
+    region: Country | Annotated[tuple[Country, ...], Field(min_length=1)] | None = None
+    """Country (`US`), or countries, whose phone numbers may stand without their `+` and country code."""
     secrets: Literal["refuse", "set_aside"] = "refuse"
     """What happens to rows with a password or key in them; without this section they stop the run."""
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The countries of `region`, each once."""
+        named = (self.region,) if isinstance(self.region, str) else self.region or ()
+        return tuple(dict.fromkeys(named))

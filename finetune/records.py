@@ -166,7 +166,9 @@ class Audit(_Record):
     """Label → training rows, for classification."""
     repetition: Repetition
     private: dict[str, int]
-    """Kind of personal data → how often it was found in the rows of all sources."""
+    """Kind of personal data that is looked for → how often it was found in the rows of all sources."""
+    only_international_phones: bool = False
+    """Phone numbers are looked for, and the recipe names no country in which they may be dialled."""
     leaks: tuple[LeakCount, ...]
     """One for each task that will be scored."""
     leaked: tuple[LeakedSample, ...]

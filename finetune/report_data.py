@@ -25,9 +25,10 @@ def data_section(report: Report) -> Section:
         ("Rows set aside", "reason", audit.set_aside_by_reason),
         ("Training rows by label", "label", audit.labels or {}),
         ("Languages of the training rows (a sample)", "language", audit.languages),
-        ("Personal data found", "kind", audit.private),
     )
     tables += [_counts_table(title, column, counts) for title, column, counts in counted if counts]
+    if audit.private:
+        tables.append(_private_table(audit))
     tables.append(_leaks_table(audit.leaks))
     if audit.leaked:
         tables.append(_leaked_table(audit))
@@ -114,9 +115,18 @@ def _lengths(name: str, part: TokenStatistics) -> tuple[Cell, ...]:
 
 
 def _counts_table(title: str, column: str, counts: dict[str, int]) -> Table:
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = tuple((Cell(name), number(count(rows))) for name, rows in ordered)
+    rows = tuple((Cell(name), number(count(rows))) for name, rows in _ordered(counts))
     return Table(title, (column, "rows"), rows)
+
+
+def _private_table(audit: Audit) -> Table:
+    rows = tuple((Cell(kind), number(count(places))) for kind, places in _ordered(audit.private))
+    note = "Phone numbers in international form only: the recipe has no privacy.region."
+    return Table("Personal data found", ("kind", "places"), rows, note if audit.only_international_phones else "")
+
+
+def _ordered(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _leaks_table(leaks: tuple[LeakCount, ...]) -> Table:

@@ -98,6 +98,20 @@ _NAMED = (
     r"(?:passwor[dt]|passwd|passphrase|kennwort|密码|口令|(?:api|access|secret|private|account|auth)[_ -]?key"
     r"|(?:auth|access|api|bearer|refresh|secret)[_ -]?token|client[_ -]?secret)"
 )
+# A line may end as it does in a file, or as in a program: with a backslash before the end, or with a written \n.
+_LINE_END = r"(?:\\{0,4}\r?\n|\\{1,4}[nr])"
+_INDENT = r"[ \t]{0,200}+"
+_SHORT_LINE = rf"[^\n\\\0]{{0,16}}+{_LINE_END}"
+_HEADER_LINE = rf"[^:\n\\\0]{{1,80}}+:[ \t](?:[^\n\\\0]|\\(?!\\{{0,3}}(?:[nr]|\r?\n))){{0,250}}+{_LINE_END}"
+# Between the first line of a key and its base 64 may stand lines such as `DEK-Info: AES-128-CBC,…`, which are not
+# secret, and lines with little on them; each may be quoted, and all may have been joined with spaces.
+_BEFORE_KEY = (
+    rf"(?:{_INDENT}(?:{_SHORT_LINE}|{_HEADER_LINE})){{0,12}}+"
+    rf"{_INDENT}(?:|(?:(?!-{{4}})[^\n\\\0]){{1,200}}?(?<![A-Za-z0-9+/=]))"
+)
+_BASE64 = r"(?:[A-Za-z0-9+/=]|\\/)"
+_NARROW_LINE = rf"{_BASE64}{{20,59}}+(?!{_BASE64})"
+_KEY = rf"{_BASE64}{{60,100}}|{_NARROW_LINE}(?:(?:[\s\"',]|\\{{1,4}}[nr]){{1,40}}{_NARROW_LINE}){{2}}"
 
 PATTERNS: tuple[SecretPattern, ...] = (
     SecretPattern(
@@ -169,6 +183,22 @@ PATTERNS: tuple[SecretPattern, ...] = (
         is_drawn,
     ),
     SecretPattern(
+        "SendGrid key",
+        ("sg.",),
+        re.compile(_ALONE + r"SG\.[A-Za-z0-9_-]{16,32}\.(?P<value>[A-Za-z0-9_-]{30,})"),
+        "https://www.twilio.com/docs/sendgrid/ui/account-and-settings/api-keys",
+        40,
+        is_drawn,
+    ),
+    SecretPattern(
+        "Groq key",
+        ("gsk_",),
+        re.compile(_ALONE + r"gsk_(?P<value>[A-Za-z0-9]{30,})"),
+        "https://console.groq.com/docs/quickstart",
+        40,
+        is_drawn,
+    ),
+    SecretPattern(
         "Stripe key",
         ("k_live_", "whsec_"),
         re.compile(_ALONE + r"(?:[sr]k_live_|whsec_)(?P<value>[A-Za-z0-9]{20,})"),
@@ -207,13 +237,21 @@ PATTERNS: tuple[SecretPattern, ...] = (
     SecretPattern(
         "private key",
         ("private key",),
-        # The first line must be there, after a line end or a written \\n: headers alone are all over manuals.
-        re.compile(
-            r"-----BEGIN [A-Z0-9 ]{0,20}PRIVATE KEY(?: BLOCK)?-----(?:\s|\\[nr])*(?P<value>[A-Za-z0-9+/=:,\s-]{60})"
-        ),
-        "https://www.rfc-editor.org/rfc/rfc7468",
+        re.compile(rf"-{{4,5}} ?BEGIN [A-Z0-9 ]{{0,20}}PRIVATE KEY(?: BLOCK)? ?-{{4,5}}{_BEFORE_KEY}(?P<value>{_KEY})"),
+        "https://www.rfc-editor.org/rfc/rfc7468, https://www.rfc-editor.org/rfc/rfc9580#section-6.2",
         60,
-        is_no_stand_in,
+        is_drawn,
+    ),
+    SecretPattern(
+        "PuTTY private key",
+        ("private-lines",),
+        re.compile(
+            rf"Private-Lines: ?[0-9]{{1,3}}(?:{_INDENT}{_SHORT_LINE}){{0,4}}+"
+            rf"{_INDENT}[^\n\\\0]{{0,16}}?(?P<value>{_BASE64}{{40,100}})"
+        ),
+        "https://the.earth.li/~sgtatham/putty/latest/htmldoc/AppendixC.html",
+        44,
+        is_drawn,
     ),
     SecretPattern(
         "password in an address",

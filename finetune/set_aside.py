@@ -58,16 +58,37 @@ def load_set_aside(run: RunDirectory) -> list[SetAside]:
     raise DataError("no rows were prepared in this folder", where=str(run.folder), hint="`finetune list runs`")
 
 
-def source_text(row: SetAside) -> str:
-    """Return what stands in a row of a file on this disk: its columns, or its line where it cannot be read."""
+def source_text(row: SetAside, sources: Sequence[SourceAccount] = ()) -> str:
+    """Return what stands in a row: its columns, or its line where it cannot be read and its file has lines.
+
+    Of the accounts of the sources, the hash of a file out of a wheel is needed, by which the cache has it.
+    """
     path = Path(row.file)
+    if row.file.startswith((PYPI_PREFIX, HUB_PREFIX)):
+        fetched = _in_cache(row.file, sources)
+        if isinstance(fetched, str):
+            return f"{row.file}: rows of a fetched source are not shown; {fetched}"
+        path = fetched
     if not path.is_file():
         return f"{row.file} is not a file of this disk; its row {row.line} is not shown"
+    there = False
     for found in read_rows(Source(source=row.file, rows="text"), path):
-        if found.line == row.line and not isinstance(found, BadRow):
-            return json.dumps(found.values, ensure_ascii=False, indent=2)[:SHOWN_CHARACTERS]
+        if found.line == row.line:
+            if not isinstance(found, BadRow):
+                return json.dumps(found.values, ensure_ascii=False, indent=2)[:SHOWN_CHARACTERS]
+            there = True
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    if kind in _LINE_ENDS:
+        return _line_text(path, row, _LINE_ENDS[kind])
+    if there:
+        return f"{row.reason}: {row.detail}; a record of {kind} that cannot be read is not shown as text"
+    return f"{row.file} has no record {row.line}; it has changed since"
+
+
+def _line_text(path: Path, row: SetAside, ends: tuple[bytes, ...]) -> str:
+    """Return the line on which a row of a text file begins, as it stands there."""
     with open_rows(path) as file:
-        for line in numbered_lines(file, (b"\n",)):
+        for line in numbered_lines(_Lines(file) if b"\r" in ends else file, ends):
             if isinstance(line, Unreadable):
                 if line.line == row.line:
                     return line.detail

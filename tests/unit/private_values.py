@@ -128,6 +128,14 @@ def phone(rng: random.Random, region: str | None = None) -> str:
     return format_number(number, form).translate(rng.choice((FULL_WIDTH, {})))
 
 
+def phone_abroad(rng: random.Random) -> str:
+    """With its country code as it is dialled in another country."""
+    number = phone(rng)
+    plus = number[0]
+    prefix = rng.choice(("00", "00 ", "011 ", "011-", "011"))
+    return number.replace(plus, prefix if plus == "+" else prefix.translate(FULL_WIDTH))
+
+
 PRIVATE: dict[str, Make] = {
     "email": email,
     "phone": phone,
@@ -172,8 +180,8 @@ def _pgp_key(rng: random.Random) -> str:
 
 
 def _ssh2_key(rng: random.Random) -> str:
-    comment = 'Comment: "imported-openssh-key"\n'
-    return f"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\n{comment}{_key_body(rng, 70)}\n---- END SSH2 ENCRYPTED PRIVATE KEY ----"
+    kind = "SSH2 ENCRYPTED PRIVATE KEY ----"
+    return f'---- BEGIN {kind}\nComment: "imported-openssh-key"\n{_key_body(rng, 70)}\n---- END {kind}'
 
 
 def _putty_key(rng: random.Random) -> str:
@@ -280,12 +288,12 @@ STAND_INS = (
     "token = tokenizer.decode(ids[0]).strip()",
     "-----BEGIN RSA PRIVATE KEY-----\n...\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7...\n-----END PRIVATE KEY-----",
-    "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A1B2C3D4E5F60718293A4B5C6D7E8F9\n\n...",
+    "-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: AES-128-CBC,0A1B2C3D4E5F60718293A4B5C6D7E8F9\n\n...",
     "A key begins with -----BEGIN PRIVATE KEY----- and its body follows in base 64, in lines of 64 characters each.",
     "-----BEGIN PRIVATE KEY----- stands first; see https://www.openssl.org/docs/man/openssl/genpkey/Algorithms/Ed25519",
     "-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: GnuPG v2.0.22 (GNU/Linux)\n\n<your key>",
     "-----BEGIN CERTIFICATE-----",
-    "-----BEGIN CERTIFICATE-----\nMIIDdzCCAl+gAwIBAgIEAgAAuTANBgkqhkiG9w0BAQUFADBaMQswCQYDVQQGEwJJ\n-----END CERTIFICATE-----",
+    "-----BEGIN CERTIFICATE-----\nMIIDdzCCAl+gAwIBAgIEAgAAuTANBgkqhkiG9w0BAQUFADBaMQswCQYDVQQGEwJJ",
     "PuTTY-User-Key-File-2: ssh-rsa\nPrivate-Lines: 14\n...",
     "Private-Lines: 14 says how many lines of base 64 follow it in the file.",
     "SG.xxxxxxxxxxxxxxxxxxxxxx.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
@@ -316,6 +324,9 @@ def look_alike(rng: random.Random) -> str:
             f"+{number(100)}.{number(10**6)} %",
             f"ISBN {grouped(isbn, (3, 1, 3, 5, 1), '-')}",
             isbn,
+            f"GTIN: 00{digits(rng, 12)}",
+            f"{number(1, 9)} 00{number(1, 9)} {number(100, 999)} {digits(rng, 3)} {digits(rng, 4)}",
+            f"#00{number(1, 9)}{digits(rng, 10)}",
             f"v{number(20)}.{number(20)}.{number(2000)}-rc{number(9)}",
             f"42 U.S.C. § {number(1000, 9999)}({number(1, 9)})",
             f"({year})京{number(1, 99):02d}民终{number(10000)}号",

@@ -49,6 +49,10 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((SET_ASIDE, "data.leakage.maximum_share=0.2"), "data.leakage.maximum_share", "every such row is taken out"),
     ((SET_ASIDE, "data.leakage.maximum_near_share=0.2"), "data.leakage.maximum_near_share", "on_overlap: refuse"),
     (("privacy.region=QQ",), "privacy.region", "not known"),
+    (("privacy.region=[US, QQ]",), "privacy.region.1", "not known"),
+    (("privacy.region=us",), "privacy.region", "two capitals"),
+    (("privacy.region=[US, de]",), "privacy.region.1", "two capitals"),
+    (("privacy.region=[]",), "privacy.region", "is an empty list"),
     (("privacy={region: US, detect: [email]}",), "privacy.region", "not looked for"),
 )
 
@@ -67,6 +71,7 @@ ACCEPTED: tuple[tuple[str, ...], ...] = (
     (SET_ASIDE, "data.leakage.similarity=0.7"),
     ("data.leakage.maximum_share=0.2",),
     ("privacy.region=US",),
+    ("privacy.region=[US, CN]",),
     ("base.chat_template=my/chat.jinja",),
 )
 

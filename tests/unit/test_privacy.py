@@ -195,9 +195,48 @@ def test_region_that_is_unknown_or_idle_is_a_problem(privacy: Privacy, said: str
     assert said in finding.what + finding.hint
 
 
-@pytest.mark.parametrize("privacy", [Privacy(), Privacy(region="DE")])
+@pytest.mark.parametrize("privacy", [Privacy(), Privacy(region="DE"), Privacy(region=("DE", "GB"))])
 def test_region_that_is_known_is_none(privacy: Privacy) -> None:
     assert not privacy_problems(privacy)
+
+
+def test_unknown_country_of_a_list_is_named_at_its_place() -> None:
+    (finding,) = privacy_problems(Privacy(region=("US", "UK", "CN")))
+    assert finding.path == ("privacy", "region", 1)
+    assert "'UK' are not known" in finding.what
+
+
+TEXT = "call (212) 736-5000, 电话 13812345678, 0049 30 901820 or 011 44 20 7946 0958"
+
+
+@pytest.mark.parametrize(
+    ("region", "left"),
+    [
+        (None, "call (212) 736-5000, 电话 13812345678, [PHONE_1] or [PHONE_2]"),
+        ("US", "call [PHONE_1], 电话 13812345678, [PHONE_2] or [PHONE_3]"),
+        (("US", "CN"), "call [PHONE_1], 电话 [PHONE_2], [PHONE_3] or [PHONE_4]"),
+        (("CN", "US", "CN"), "call [PHONE_1], 电话 [PHONE_2], [PHONE_3] or [PHONE_4]"),
+    ],
+)
+def test_phones_are_those_of_the_countries_and_all_that_are_dialled_from_abroad(
+    region: str | tuple[str, ...] | None, left: str
+) -> None:
+    assert replaced(TEXT, privacy=Privacy(action="replace", region=region)) == [left]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0049 30 901820",
+        "GTIN 0049 30 901820",
+        "5 0049 30 901820",
+        "0049 30 901820 €",
+        "0049 30 90182012345678",
+        "0050 30 901820",
+    ],
+)
+def test_not_every_number_with_zeros_is_dialled_abroad(text: str) -> None:
+    assert not list(find_by_form(text, ("phone",), ()))
 
 
 @pytest.mark.parametrize(
@@ -212,12 +251,20 @@ def test_region_that_is_known_is_none(privacy: Privacy) -> None:
     ],
 )
 def test_wrong_and_famous_numbers_are_not_found(text: str) -> None:
-    assert not list(find_by_form(text, ("phone", "card", "iban", "us_ssn"), "GB"))
+    assert not list(find_by_form(text, ("phone", "card", "iban", "us_ssn"), ("GB",)))
+
+
+def test_number_dialled_abroad_ends_at_a_placeholder() -> None:
+    assert replaced("0049 30 901820[EMAIL_1]") == ["[PHONE_1][EMAIL_1]"]
+
+
+def test_piece_of_a_longer_number_is_no_phone() -> None:
+    assert not list(find_by_form("7 002 887 003 1641", ("phone",), ("DE",)))
 
 
 def test_land_line_without_the_digit_that_one_dials_first_is_any_number() -> None:
-    assert [(span.start, span.stop) for span in find_by_form("030 901820", ("phone",), "DE")] == [(0, 10)]
-    assert not list(find_by_form("30 901820", ("phone",), "DE"))
+    assert [(span.start, span.stop) for span in find_by_form("030 901820", ("phone",), ("DE",))] == [(0, 10)]
+    assert not list(find_by_form("30 901820", ("phone",), ("DE",)))
 
 
 def _rows(folder: Path, *outputs: str) -> Source:

@@ -55,3 +55,36 @@ def test_refusal_shows_five_places_and_what_to_do() -> None:
 )
 def test_program_that_reads_a_secret_holds_none(code: str) -> None:
     assert not secrets_in(code)
+
+
+KEY_LINE = "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtz"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        "DEK-Info: AES-128-CBC,ABCDEF1234560000xxxxxxEXAMPLE000\n\n",
+        "Version: GnuPG v2.0.22 (GNU/Linux)\nComment: GPGTools - https://gpgtools.org\n\n",
+        "Comment: an example, to test\n",
+    ],
+)
+def test_only_the_body_of_a_private_key_can_be_a_stand_in(before: str) -> None:
+    begin = "-----BEGIN RSA PRIVATE KEY-----\n" + before
+    assert secrets_in(begin + KEY_LINE) == ("private key",)
+    assert not secrets_in(begin + "EXAMPLE" + KEY_LINE[7:])
+    assert not secrets_in(begin + "MIIEexamplexxxxxxxx\n")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "\0",
+        "\n\0\n",
+        "\n-----END RSA PRIVATE KEY-----\n",
+        " (body) -----END RSA PRIVATE KEY----- -----BEGIN CERTIFICATE----- ",
+        "\n" + "A sentence. " * 3 + "\n",
+    ],
+)
+def test_body_of_a_private_key_stands_near_its_first_line(between: str) -> None:
+    assert not secrets_in("-----BEGIN RSA PRIVATE KEY-----" + between + KEY_LINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,8 +42,20 @@ def chinese(source: random.Random, length: int) -> str:
 WRITERS: dict[str, Callable[[random.Random, int], str]] = {"English": english, "Chinese": chinese}
 
 
-def altered(source: random.Random, text: str, kind: LeakKind, write: Callable[[random.Random, int], str]) -> str:
-    """Return the text as a training row has it that leaks in this way."""
+def another(source: random.Random, character: str) -> str:
+    """Return another character than this one."""
+    return HAN[(HAN.index(character) + source.randrange(1, len(HAN))) % len(HAN)]
+
+
+def altered(
+    source: random.Random,
+    text: str,
+    kind: LeakKind,
+    write: Callable[[random.Random, int], str],
+    *,
+    half: bool = False,
+) -> str:
+    """Return the text as a training row has it that leaks in this way; by words in a row, by 13 or by half of it."""
     if kind == "exact":
         return text
     if kind == "normalized":
@@ -51,12 +64,12 @@ def altered(source: random.Random, text: str, kind: LeakKind, write: Callable[[r
     units = text.rstrip(".。").split() if spaced else list(text.rstrip(".。"))
     joint = " " if spaced else ""
     if kind == "ngram":
-        run = 13 if spaced else 22
+        run = math.ceil(len(units) / 2) if half else 13 if spaced else 22
         at = source.randrange(len(units) - run + 1)
         return joint.join([write(source, 15), *units[at : at + run], write(source, 15)])
     # Two changes that leave no 13 words in a row: one unit in twelve (English), in twenty (Chinese).
     for place in range(source.randrange(5, 9), len(units), 12 if spaced else 20):
-        units[place] = units[place] + "s" if spaced else source.choice(HAN)
+        units[place] = units[place] + "s" if spaced else another(source, units[place])
     return joint.join(units)
 
 
@@ -75,27 +88,70 @@ def leaks_of(rows: Sequence[tuple[int, Row]], samples: Sequence[Sample], *, comp
 
 @pytest.mark.parametrize("language", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_planted_leak_is_found_and_nothing_else(language: str, kind: LeakKind, figures: Figures) -> None:
-    write, source = WRITERS[language], random.Random(f"{language} {kind}")
+@pytest.mark.parametrize("copies", [1, 11, 50])
+def test_every_planted_leak_is_found_and_nothing_else(
+    language: str, kind: LeakKind, copies: int, figures: Figures
+) -> None:
+    """Thirteen words of a text in more than 10 rows can be a formula; half of the text is a leak in any number."""
+    write, source = WRITERS[language], random.Random(f"{language} {kind} {copies}")
     planted, unrelated = figures.amount(40, 200), figures.amount(300, 5000)
     samples = [(write(source, 35), write(source, 35)) for _ in range(2 * planted)]
     rows: list[Row] = [(write(source, 35), write(source, 35)) for _ in range(unrelated)]
     expected = {}
     for number in range(planted):
-        side, row = number % 2, [write(source, 35), write(source, 35)]
-        row[side] = altered(source, samples[number][side], kind, write)
+        side = number % 2
         expected[str(number)] = (len(rows), kind, ("prompt", "answer")[side])
-        rows.append((row[0], row[1]))
+        for _ in range(copies):
+            row = [write(source, 35), write(source, 35)]
+            row[side] = altered(source, samples[number][side], kind, write, half=copies > 1)
+            rows.append((row[0], row[1]))
     numbered = list(enumerate(rows))
     source.shuffle(numbered)
     found = leaks_of(numbered, [sample(number, *texts) for number, texts in enumerate(samples)])
     got = {leak.sample: (leak.row, leak.kind, leak.part) for leak in found.leaks}
-    missed = sum(got.get(name) != leak for name, leak in expected.items())
-    false = len(got.keys() - expected.keys()) + len(found.rows - {row for row, _, _ in expected.values()})
-    claim = f"planted {kind} leaks are found, {language}"
+    leaking = set(range(unrelated, len(rows)))
+    missed = sum(got.get(name) != leak for name, leak in expected.items()) + len(leaking - found.rows)
+    false = len(got.keys() - expected.keys()) + len(found.rows - leaking)
+    claim = f"planted {kind} leaks are found, {language}" + (f", each in {copies} rows" if copies > 1 else "")
     note = f"among {unrelated:,} unrelated rows; {false} false alarms on {planted:,} samples that are nowhere"
-    figures.report("Leakage", claim, planted, "leaks", missed, note)
+    figures.report("Leakage", claim, planted * copies, "leaks", missed, note)
     assert (missed, false) == (0, 0)
+
+
+@pytest.mark.parametrize("language", WRITERS)
+def test_a_formula_in_many_rows_is_no_leak_of_a_longer_text(language: str, figures: Figures) -> None:
+    """Each stands in one sample, so that nothing but its share of the text tells it from a passage."""
+    write, source = WRITERS[language], random.Random(f"formula {language}")
+    formulas = [write(source, source.randint(13, 27)) for _ in range(figures.amount(40, 400))]
+    samples = [
+        sample(number, f"{write(source, 16)}{formula}{write(source, 16)}", f"{write(source, 30)}{formula}")
+        for number, formula in enumerate(formulas)
+    ]
+    rows: list[Row] = []
+    for formula in formulas:
+        rows += [(write(source, 20), f"{write(source, 20)}{formula}") for _ in range(source.choice((11, 50)))]
+    numbered = list(enumerate(rows))
+    source.shuffle(numbered)
+    false = len(leaks_of(numbered, samples).leaks)
+    claim = f"formulas that make less than half of a text are no leak, {language}"
+    figures.report("Leakage", claim, len(samples), "samples", false, f"each formula in 11 or 50 of {len(rows):,} rows")
+    assert false == 0
+
+
+@pytest.mark.parametrize("language", WRITERS)
+@pytest.mark.parametrize("tasks", [1, 20])
+def test_instructions_longer_than_what_follows_are_no_leak(language: str, tasks: int, figures: Figures) -> None:
+    write, source = WRITERS[language], random.Random(f"instruction {language} {tasks}")
+    instructions = [write(source, 30) for _ in range(tasks)]
+    texts = [
+        (f"{instructions[number % tasks]} {write(source, 10)}", write(source, 10))
+        for number in range(figures.amount(1200, 12000))
+    ]
+    samples = [sample(number, *text) for number, text in enumerate(texts[:200])]
+    false = len(leaks_of(list(enumerate(texts[200:])), samples).leaks)
+    claim = f"instructions of {tasks} tasks that are longer than the question are no leak, {language}"
+    figures.report("Leakage", claim, len(samples), "samples", false, f"among {len(texts) - 200:,} rows")
+    assert false == 0
 
 
 def test_rows_in_any_order_leak_alike(figures: Figures) -> None:
@@ -107,12 +163,14 @@ def test_rows_in_any_order_leak_alike(figures: Figures) -> None:
         rows += [
             (altered(source, one.prompt.messages[0].content, kind, english), english(source, 20)) for _ in range(3)
         ]
+    for one in samples[::8]:
+        rows += [(english(source, 20), f"{english(source, 20)} {one.reference}") for _ in range(15)]
     numbered = list(enumerate(rows))
     first = leaks_of(numbered, samples)
     for _ in range(orders):
         source.shuffle(numbered)
         failures += leaks_of(numbered, samples) != first
-    figures.report("Leakage", "rows in any order give the same leaks", orders, "orders of 320 rows", failures)
+    figures.report("Leakage", "rows in any order give the same leaks", orders, f"orders of {len(rows)} rows", failures)
     assert len(first.leaks) == len(samples)
     assert failures == 0
 

@@ -17,6 +17,7 @@ from private_values import (
     Make,
     look_alike,
     phone,
+    phone_abroad,
     plain_card,
     plain_cn_id,
     plain_iban,
@@ -35,9 +36,13 @@ KINDS: tuple[PrivateKind, ...] = ("email", "phone", "iban", "card", "us_ssn", "c
 DOMAIN_DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
-def misses(value: str, text: str, kind: PrivateKind, region: str | None) -> bool:
+def named(regions: tuple[str, ...]) -> str:
+    return f"region {', '.join(regions)}" if regions else "no region"
+
+
+def misses(value: str, text: str, kind: PrivateKind, *regions: str) -> bool:
     """Whether what is found in a text is anything but this value, whole."""
-    found = [text[span.start : span.stop] for span in find_by_form(text, (kind,), region)]
+    found = [text[span.start : span.stop] for span in find_by_form(text, (kind,), regions)]
     return found != [value]
 
 
@@ -45,7 +50,7 @@ def misses(value: str, text: str, kind: PrivateKind, region: str | None) -> bool
 def test_planted_value_is_found_whole(kind: PrivateKind, figures: Figures) -> None:
     rng = random.Random(f"planted {kind}")
     values = [PRIVATE[kind](rng) for _ in range(figures.amount(200, 2000))]
-    failed = [value for value in values if misses(value, sentence(rng, value), kind, None)]
+    failed = [value for value in values if misses(value, sentence(rng, value), kind)]
     note = "English and Chinese sentences; full-width digits; groups by spaces and dashes"
     figures.report("Privacy", f"a planted {kind} is found, whole", len(values), "values", len(failed), note)
     assert not failed
@@ -61,23 +66,43 @@ def test_number_as_dialled_within_a_country_is_found(region: str, figures: Figur
     assert not failed
 
 
+@pytest.mark.parametrize("regions", [("US", "CN"), ("DE", "GB", "CN")], ids=named)
+def test_numbers_of_every_country_of_a_list_are_found(regions: tuple[str, ...], figures: Figures) -> None:
+    rng = random.Random(f"dialled {regions}")
+    values = [phone(rng, rng.choice(regions)) for _ in range(figures.amount(100, 1000))]
+    failed = [value for value in values if misses(value, sentence(rng, value), "phone", *regions)]
+    claim = f"a planted phone of one of several countries is found ({named(regions)})"
+    figures.report("Privacy", claim, len(values), "values", len(failed))
+    assert not failed
+
+
+@pytest.mark.parametrize("regions", [(), ("US",), ("DE",), ("CN",), ("US", "CN")], ids=named)
+def test_number_as_dialled_abroad_is_found(regions: tuple[str, ...], figures: Figures) -> None:
+    rng = random.Random(f"abroad {regions}")
+    values = [phone_abroad(rng) for _ in range(figures.amount(100, 1000))]
+    failed = [value for value in values if misses(value, sentence(rng, value), "phone", *regions)]
+    claim = f"a planted phone with 00 or 011 is found ({named(regions)})"
+    figures.report("Privacy", claim, len(values), "values", len(failed))
+    assert not failed
+
+
 @pytest.mark.parametrize(("kind", "make"), [("iban", plain_iban), ("card", plain_card), ("cn_id", plain_cn_id)])
 def test_wrong_check_digit_is_not_found(kind: PrivateKind, make: Make, figures: Figures) -> None:
     rng = random.Random(f"wrong {kind}")
     # The second last place is a digit in each, and one whose change no check digit leaves unnoticed.
     values = [wrong_digit(value, len(value) - 2) for value in (make(rng) for _ in range(figures.amount(200, 2000)))]
-    failed = [value for value in values if list(find_by_form(sentence(rng, value), (kind,), None))]
+    failed = [value for value in values if list(find_by_form(sentence(rng, value), (kind,), ()))]
     figures.report("Privacy", f"{kind} with a wrong check digit is not found", len(values), "values", len(failed))
     assert not failed
 
 
-@pytest.mark.parametrize("region", [None, "US", "DE", "CN"])
-def test_look_alikes_are_not_found(region: str | None, figures: Figures) -> None:
-    rng = random.Random(f"alike {region}")
+@pytest.mark.parametrize("regions", [(), ("US",), ("DE",), ("CN",), ("US", "CN")], ids=named)
+def test_look_alikes_are_not_found(regions: tuple[str, ...], figures: Figures) -> None:
+    rng = random.Random(f"alike {named(regions)}")
     texts = [sentence(rng, look_alike(rng)) for _ in range(figures.amount(1000, 20000))]
-    failed = [text for text in texts if list(find_by_form(text, KINDS, region))]
+    failed = [text for text in texts if list(find_by_form(text, KINDS, regions))]
     note = "dates, amounts, ISBN, versions, statutes, case numbers, ICD codes, DOI, PMID, addresses of pages, hashes"
-    claim = f"nothing is found in look-alikes ({f'region {region}' if region else 'no region'})"
+    claim = f"nothing is found in look-alikes ({named(regions)})"
     figures.report("Privacy", claim, len(texts), "texts", len(failed), note)
     assert not failed
 
@@ -166,10 +191,18 @@ DRAGS = (
     "00 ",
     "AA11-",
     "+49 30 901820 ",
+    "0049 30 901820 ",
+    "00 1",
     "xoxb-a-",
     "-eyJ",
     "://a:a",
     "password=",
+    "-----BEGIN RSA PRIVATE KEY-----",
+    "-----BEGIN RSA PRIVATE KEY-----\n" + "A: b\n" * 12,
+    "-----BEGIN RSA PRIVATE KEY-----\\nA: " + "\\" * 250,
+    "-----BEGIN RSA PRIVATE KEY-----" + "a" * 59 + " ",
+    "Private-Lines: 1",
+    "SG.aaaaaaaaaaaaaaaa.",
     "[EMAIL_",
     "12 Main ",
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from fakes import sample
@@ -107,11 +108,55 @@ def test_answers_of_closed_sets_can_be_left_out() -> None:
     assert found_as(rows, one) == (0, "exact", "answer")
 
 
-@pytest.mark.parametrize(("times", "leaks"), [(10, True), (11, False)])
-def test_a_run_in_many_rows_is_boilerplate(times: int, leaks: bool) -> None:
+@pytest.mark.parametrize(
+    ("times", "others", "leaks"), [(10, 17, True), (11, 17, False), (11, 16, True), (50, 16, True)]
+)
+def test_a_run_in_many_rows_is_boilerplate_unless_it_is_half_of_the_text(times: int, others: int, leaks: bool) -> None:
+    """The sentence has 16 words."""
     rows = [(f"{babble(number, 15)} {SENTENCE} {babble(50 + number, 15)}", "") for number in range(times)]
     rows += [(babble(100 + number, 30), "") for number in range(60)]
-    assert bool(leaks_of(rows, [sample(1, f"{babble(99, 20)} {SENTENCE}", "")]).leaks) is leaks
+    found = leaks_of(rows, [sample(1, f"{babble(99, others)} {SENTENCE}", "")])
+    assert found.rows == (frozenset(range(times)) if leaks else frozenset())
+    assert [leak.kind for leak in found.leaks] == (["ngram"] if leaks else [])
+
+
+def test_half_of_a_text_may_stand_in_several_pieces_of_one_row_and_not_of_several() -> None:
+    """Two runs that overlap count once: 18 of 37 words."""
+    pieces = [babble(700, 13), babble(701, 13)]
+    one = sample(1, "New?", f"{pieces[0]} {babble(702, 12)} {pieces[1]} {babble(703, 12)}")
+    apart = [(babble(number, 20), f"{pieces[number % 2]} {babble(100 + number, 20)}") for number in range(24)]
+    assert not leaks_of(apart, [one]).leaks
+    whole = [(asked, f"{pieces[1]} {answer} {pieces[0]}") for asked, answer in apart]
+    assert leaks_of(whole, [one]).rows == frozenset(range(24))
+    overlapping = sample(1, "New?", f"{babble(704, 18)} {babble(705, 19)}")
+    assert not leaks_of([(asked, f"{answer} {babble(704, 18)}") for asked, answer in apart], [overlapping]).leaks
+
+
+def test_both_sides_in_many_rows_are_both() -> None:
+    rows = [(f"{babble(number, 15)} {SENTENCE}", f"{babble(50 + number, 15)} {REPLY}") for number in range(20)]
+    rows += [(babble(100 + number, 30), "") for number in range(60)]
+    assert found_as(rows, sample(1, SENTENCE, REPLY)) == (0, "ngram", "both")
+
+
+def test_an_instruction_that_most_rows_have_is_no_leak_of_one_sample() -> None:
+    """A single sample cannot show what its template is."""
+    instruction = "say in plain words what the following clause of a contract means for a tenant who pays late"
+    rows = [(f"{instruction}: {babble(number, 10)}", "") for number in range(60)]
+    assert not leaks_of(rows, [sample(1, f"{instruction}: {babble(99, 10)}", "")]).leaks
+
+
+def test_rows_that_leak_nothing_are_not_kept() -> None:
+    """Not even where every row has a formula of a sample."""
+    index = LeakIndex([sample(1, "New?", f"{babble(99, 30)} {SENTENCE}")], compare_answers=True, similarity=0.8)
+    held = []
+    tracemalloc.start()
+    for number in range(6000):
+        index.see(number, babble(number, 5), f"{SENTENCE} {babble(100 + number, 5)}")
+        if number in (2000, 5999):
+            assert index.found() == FoundLeaks((), frozenset())
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[1] - held[0] < 10_000
 
 
 def test_words_beside_boilerplate_do_not_make_it_count() -> None:
@@ -127,6 +172,15 @@ def test_a_short_instruction_does_not_count_towards_the_thirteen_words() -> None
     rows = [(f"{instruction} {babble(number, 30)}", "") for number in range(60)]
     begin = " ".join(rows[7][0].split()[:17])
     assert not leaks_of(rows, [sample(1, f"{begin} {babble(99, 30)}", "")]).leaks
+
+
+def test_a_short_instruction_does_not_count_towards_half_of_a_text() -> None:
+    """With the five words behind it, it makes thirteen of eighteen."""
+    instruction, opening = "Read it and write down what comes next:", babble(600, 5)
+    rows = [(f"{instruction} {opening} {babble(number, 20)}", "") for number in range(30)]
+    rows += [(babble(100 + number, 30), "") for number in range(60)]
+    samples = [sample(number, f"{instruction} {babble(300 + number, 10)}", "") for number in range(9)]
+    assert not leaks_of(rows, [*samples, sample(9, f"{instruction} {opening} {babble(500, 5)}", "")]).leaks
 
 
 def test_what_many_samples_share_is_boilerplate() -> None:
