@@ -12,8 +12,9 @@ from evaluation.mask_oracle import Row, check_masks
 from evaluation.rendering import Example, Renderer
 from finetune.packed_batches import padding_saved
 from finetune.prepare_found import Prepared
+from finetune.privacy_shown import ShownTexts
 from finetune.recipe import Recipe
-from finetune.records import Audit, MaskAudit, SourceAccount
+from finetune.records import Audit, MaskAudit, SourceAccount, TokenSpan
 from finetune.spans import spans_of
 
 PREVIEWED_ROWS = 5
@@ -54,7 +55,7 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
         leaked=prepared.leaks.leaked,
         padding_saved=_padding_saved(recipe, prepared),
         masks=_check_masks(recipe, prepared, renderer),
-        mask_preview=tuple(spans_of(_beginning(example), renderer) for _, _, example in _spread(train.checked)),
+        mask_preview=_previews(recipe, train.checked, renderer),
         tokenizer_sha256=_tokenizer_hash(renderer),
         template_sha256=sha256_of_json(str(renderer.tokenizer.chat_template or "")),
         rows_per_second=prepared.rows / prepared.seconds,
@@ -65,6 +66,20 @@ def build_audit(recipe: Recipe, prepared: Prepared, renderer: Renderer) -> Audit
 
 def _spread(rows: Sequence[Row]) -> Sequence[Row]:
     return rows[:: max(1, len(rows) // PREVIEWED_ROWS)][:PREVIEWED_ROWS]
+
+
+def _previews(recipe: Recipe, rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[TokenSpan, ...], ...]:
+    """Show some examples token by token; where personal data is looked for, with placeholders in its place."""
+    shown = ShownTexts(recipe.privacy)
+    examples: list[Example] = []
+    for _, conversation, example in _spread(rows):
+        visible = shown.conversation(conversation)
+        if visible == conversation:
+            examples.append(example)
+        else:
+            rendered = renderer.examples([visible], recipe.data.train_on)
+            examples += [one for one in rendered if isinstance(one, Example)]
+    return tuple(spans_of(_beginning(example), renderer) for example in examples)
 
 
 def _beginning(example: Example) -> Example:

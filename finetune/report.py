@@ -8,6 +8,7 @@ from pathlib import Path
 from evaluation.files import write_model, write_text
 from evaluation.results import Difference, Output, Result
 from evaluation.task import TaskKind
+from finetune.privacy_shown import ShownTexts
 from finetune.recipe import Recipe
 from finetune.records import Audit, Environment, MergeProof, StageTime, StepMetrics, TrainingSummary
 from finetune.report_contents import (
@@ -72,7 +73,7 @@ def build_report(inputs: ReportInputs) -> Report:
         command=inputs.command,
         seed=inputs.recipe.seed,
         tasks=tasks,
-        samples=_samples(inputs.tasks[0]),
+        samples=_samples(inputs.tasks[0], ShownTexts(inputs.recipe.privacy)),
         steps=inputs.steps,
         audit=inputs.audit,
         training=inputs.training,
@@ -138,30 +139,34 @@ def _changes(scores: TaskScores) -> Changes | None:
     )
 
 
-def _samples(scores: TaskScores) -> tuple[SamplePair, ...]:
+def _samples(scores: TaskScores, show: ShownTexts) -> tuple[SamplePair, ...]:
     shown = [name for name in ("base", _tuned(scores)) if name is not None and scores.outputs.get(name)]
     if not shown:
         return ()
     by_sample = [{output.sample: output for output in scores.outputs[name]} for name in shown]
     common = [sample for sample in by_sample[0] if all(sample in outputs for outputs in by_sample)]
     return tuple(
-        _pair([(name, outputs[sample]) for name, outputs in zip(shown, by_sample, strict=True)], scores.kind)
+        _pair([(name, outputs[sample]) for name, outputs in zip(shown, by_sample, strict=True)], scores.kind, show)
         for sample in _spread(common, SHOWN_SAMPLES)
     )
 
 
-def _pair(answers: list[tuple[str, Output]], kind: TaskKind) -> SamplePair:
+def _pair(answers: list[tuple[str, Output]], kind: TaskKind, show: ShownTexts) -> SamplePair:
     output = answers[0][1]
+    said = [output.chosen if output.generated is None else output.generated for _, output in answers]
+    prompt, reference, *texts = show.texts([output.prompt, output.reference, *(text or "" for text in said)])
     return SamplePair(
         sample=output.sample,
-        prompt=legible(output.prompt, SHOWN_CHARACTERS),
-        reference=legible(output.reference, SHOWN_CHARACTERS),
-        answers=tuple(_answer(contender, output, kind) for contender, output in answers),
+        prompt=legible(prompt, SHOWN_CHARACTERS),
+        reference=legible(reference, SHOWN_CHARACTERS),
+        answers=tuple(
+            _answer(contender, output, None if words is None else text, kind)
+            for (contender, output), words, text in zip(answers, said, texts, strict=True)
+        ),
     )
 
 
-def _answer(contender: str, output: Output, kind: TaskKind) -> Answer:
-    said = output.chosen if output.generated is None else output.generated
+def _answer(contender: str, output: Output, said: str | None, kind: TaskKind) -> Answer:
     loss_per_token = (
         output.reference_nll / output.reference_tokens
         if output.reference_nll is not None and output.reference_tokens

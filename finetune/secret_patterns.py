@@ -102,7 +102,7 @@ _NAMED = (
 _LINE_END = r"(?:\\{0,4}\r?\n|\\{1,4}[nr])"
 _INDENT = r"[ \t]{0,200}+"
 _SHORT_LINE = rf"[^\n\\\0]{{0,16}}+{_LINE_END}"
-_HEADER_LINE = rf"[^:\n\\\0]{{1,80}}+:[ \t](?:[^\n\\\0]|\\(?!\\{{0,3}}(?:[nr]|\r?\n))){{0,250}}+{_LINE_END}"
+_HEADER_LINE = rf"[^:\n\\\0]{{1,80}}+:[ \t](?:[^\n\\\0]|\\{{1,4}}+(?![nr\r\n\\])){{0,250}}+{_LINE_END}"
 # Between the first line of a key and its base 64 may stand lines such as `DEK-Info: AES-128-CBC,…`, which are not
 # secret, and lines with little on them; each may be quoted, and all may have been joined with spaces.
 _BEFORE_KEY = (

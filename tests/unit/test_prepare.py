@@ -375,6 +375,19 @@ def test_a_column_that_splits_is_hashed_where_personal_data_is_replaced(
     assert (found == []) == (action == "replace")
 
 
+@pytest.mark.parametrize("action", ["report", "replace"])
+def test_no_personal_data_is_shown_in_the_audit(tmp_path: Path, base: Path, action: str) -> None:
+    rows = [row | {"text": f"fever ear{i}@example.org"} for i, row in enumerate(varied(60))]
+    recipe = recipe_for(write_rows(tmp_path / "rows.csv", rows))
+    recipe = Recipe.model_validate(recipe.model_dump() | {"privacy": {"action": action}})
+    run = RunDirectory(tmp_path / "run")
+    audit = prepare(recipe, run, base, tmp_path / "cache", silent())
+    assert audit.private["email"] == 60
+    assert len(audit.mask_preview) == 5
+    assert all("fever" in "".join(span.text for span in spans) for spans in audit.mask_preview)
+    assert "example.org" not in (run.data / "audit.json").read_text()
+
+
 def test_a_row_that_is_lost_is_noticed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def losing(*arguments: Any) -> Parts:
         parts = assign(*arguments)
