@@ -35,6 +35,7 @@ from finetune.adapter import (
     restore_adapter,
     write_adapter,
 )
+from finetune.batch_check import check_batches
 from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
@@ -94,6 +95,8 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
     with _output(job.run.training, writes) as training_folder:
         arguments.output_dir = str(training_folder)  # the files of a tracker stay with the metrics
         trainer = RecipeTrainer(model, arguments, examples, batching, choices, processing_class=renderer.tokenizer)
+        planned = plan.for_rank(batching.rank, batching.world_size)
+        check_batches(trainer.get_train_dataloader(), planned, lambda i: example_at(examples, i), packed)
         keep_in_fp32(model)
         metrics = _Metrics(training_folder / "metrics.jsonl", _tokens_by_step(plan, lengths))
         learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
