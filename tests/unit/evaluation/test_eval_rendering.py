@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from itertools import accumulate
 
 import pytest
@@ -177,7 +178,7 @@ def test_chat_is_what_transformers_makes_of_the_same_folder(style: Style, adds_b
 
 @pytest.mark.parametrize(("single", "begins"), [("</s>:0 $A:0", True), ("$A:0 </s>:0", False), ("$A:0", False)])
 def test_a_token_that_begins_and_ends_is_told_by_its_place(single: str, begins: bool) -> None:
-    tokenizer = style_tokenizer(LLAMA_2)
+    tokenizer = copy.deepcopy(style_tokenizer(LLAMA_2))  # the one that the styles have is shared by all tests
     tokenizer.bos_token = tokenizer.eos_token
     end = (str(tokenizer.eos_token), int(tokenizer.eos_token_id))
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[end])
