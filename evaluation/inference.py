@@ -135,8 +135,6 @@ class LanguageModel:
             example = answer_example(self.renderer.prompt(prompt), self.renderer.answer(prompt, answer))
             pieces.append([example] if prompt.messages else split_example(example, most))
         flat = [piece for own in pieces for piece in own]
-        if len(flat) == len(pieces):
-            return self.example_losses(flat, advance)
         losses = iter(self.example_losses(flat, _in_proportion(advance, len(flat), len(pieces))))
         return [_summed(list(islice(losses, len(own)))) for own in pieces]
 

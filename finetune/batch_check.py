@@ -6,6 +6,7 @@ The masks of examples are checked before they are stored; a fault in putting the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 
 from torch import Tensor
 
@@ -26,7 +27,8 @@ def check_batches(
     Raises:
         TrainingStopped: a token, a label, or where a packed example begins is not what it should be.
     """
-    for number, (batch, indices) in enumerate(zip(batches, plan[:CHECKED_BATCHES], strict=False), start=1):
+    first = zip(plan[:CHECKED_BATCHES], islice(batches, CHECKED_BATCHES), strict=True)
+    for number, (indices, batch) in enumerate(first, start=1):
         examples = [example(index) for index in indices]
         fault = _fault_of_packed(batch, examples) if packed else _fault_of_padded(batch, examples)
         if fault:

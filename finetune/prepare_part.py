@@ -127,18 +127,19 @@ class Part:
     def _count(self, number: int, row: StoredRow, outcomes: list[Outcome]) -> None:
         own = [outcome for outcome in outcomes if not outcome.copy]
         first, used = own[0], own[0].example is not None
+        changed = bool(first.shortened) or len(own) > 1
         self.rows += used
         if not used:
             reason = SetAside(file=row.file, line=row.line, reason=first.reason, detail=first.detail)
             self.set_aside[number] = reason
         if first.reason == TOO_LONG:
             self.too_long[row.id] = first.tokens
-        if first.shortened or len(own) > 1:
+        if changed:
             what: Change = "truncated" if first.shortened else "split"
             self.changed.append(
                 ChangedRow(file=row.file, line=row.line, what=what, tokens=first.tokens, examples=len(own))
             )
-        self.over_max_tokens += bool(first.shortened) or len(own) > 1 or first.reason in (TOO_LONG, "answer_too_long")
+        self.over_max_tokens += changed or first.reason in (TOO_LONG, "answer_too_long")
         for copy in (outcome for outcome in outcomes if outcome.copy):
             if used and copy.example is not None:
                 self.copies[copy.copy] += 1

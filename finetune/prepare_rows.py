@@ -6,7 +6,6 @@ What a source became is kept in the cache under the hash of everything it depend
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +247,7 @@ def _group(row: Row, settings: RowSettings, conversation: Conversation) -> str:
     if value is None or value == "":
         raise RowUnusable("no_group", f"column {column!r} is empty, so the row's side of the split is not known")
     hides = settings.privacy is not None and settings.privacy.action == "replace"
-    return hashlib.sha256(str(value).encode()).hexdigest() if hides else str(value)
+    return sha256_of_json(str(value)) if hides else str(value)
 
 
 def _check_group_column(column: str | None, seen: Sequence[str], source: Source) -> None:
