@@ -25,6 +25,8 @@ from finetune.run_directory import RunDirectory
 WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")
 LABELS = ("red", "green", "blue")
 
+HUNG_SECONDS = 1_800  # of a process; a busy machine makes one slow, and slow is not wrong
+
 PROMISED = (
     "recipe.yaml",
     "recipe.lock.json",
@@ -154,7 +156,7 @@ def finetune_process(*arguments: str, environment: Mapping[str, str] | None = No
         env=os.environ | (environment or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HUNG_SECONDS,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
