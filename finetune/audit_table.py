@@ -20,6 +20,10 @@ def audit_table(audit: Audit) -> Table:
     return table
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _lines(audit: Audit) -> list[tuple[str, str]]:
     rows = sum(source.rows for source in audit.sources)
     aside = sum(audit.set_aside_by_reason.values())
@@ -36,11 +40,14 @@ def _lines(audit: Audit) -> list[tuple[str, str]]:
             f"median {train.median:,}, 90 % {train.percentile_90:,}, 99 % {train.percentile_99:,}, longest"
             f" {train.longest:,}; {train.trained_tokens / train.tokens:.1%} of {train.tokens:,} trained on",
         ),
-        ("too long", f"{audit.over_max_tokens:,} rows ({audit.truncated:,} shortened, {audit.split:,} split)"),
+        ("too long", f"{_count(audit.over_max_tokens, 'row')} ({audit.truncated:,} shortened, {audit.split:,} split)"),
         ("packing", f"would save {audit.padding_saved:.1%} of the computed tokens"),
         ("turns", _named(audit.turns, SHOWN_NAMES)),
         ("languages", _named(audit.languages, SHOWN_NAMES)),
-        ("repeated", f"{audit.repetition.exact:,} training rows word for word, {audit.repetition.near:,} nearly"),
+        (
+            "repeated",
+            f"{_count(audit.repetition.exact, 'training row')} word for word, {audit.repetition.near:,} nearly",
+        ),
         ("masks", f"{audit.masks.examples:,} computed twice, {audit.masks.tokens:,} tokens, none differs"),
     ]
     if audit.labels:
@@ -56,7 +63,7 @@ def _lines(audit: Audit) -> list[tuple[str, str]]:
     lines += [(f"leaks: {leak.task}", _leak_line(leak)) for leak in audit.leaks]
     removed = audit.set_aside_by_reason.get(LEAKS, 0)
     if removed:
-        lines.append(("taken out", f"{removed:,} training {'row' if removed == 1 else 'rows'}, for a leak each"))
+        lines.append(("taken out", f"{_count(removed, 'training row')}, for a leak each"))
     return lines
 
 
