@@ -7,9 +7,11 @@ for a share of 0.85). Texts of at most 128 shingles are compared exactly.
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -30,50 +32,53 @@ _FACTORS = np.random.default_rng(0).integers(1 << 63, size=BANDS * MINIMA_A_BAND
 Sketch = npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Texts that were added together."""
-
-    shingles: Sketch
-    """Those of each text in ascending order, one text after another."""
-    stops: Integers
-    """Where each text ends."""
-
-
 class Sketches:
-    """Texts, numbered in the order in which they were added; 4 bytes a shingle are kept, 512 at most."""
+    """Texts, numbered in the order in which they were added.
+
+    What is kept of them, 4 bytes a shingle and 512 at most, lies in a file without a name that ends with this object:
+    in memory are 8 bytes a text.
+    """
 
     def __init__(self) -> None:
         """Begin without texts."""
-        self._batches: list[_Batch] = []
-        self._first: list[int] = [0]
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the object
+        weakref.finalize(self, self._file.close)
+        self._stops = array("q", [0])
+        """Where each text ends in the file, after a zero."""
+        self._batches = [0]
+        """How many texts there were after each batch, after a zero."""
         self._template = np.zeros(1 << _COUNTED_BITS, bool)
 
     def add(self, texts: Sequence[str]) -> None:
         """Add texts."""
-        kept = [(one[:SKETCHED] >> np.uint64(32)).astype(np.uint32) for one in shingle_sets(texts)]
-        stops = np.cumsum([len(one) for one in kept], dtype=np.int64)
-        self._batches.append(_Batch(np.concatenate([np.empty(0, np.uint32), *kept]), stops))
-        self._first.append(self._first[-1] + len(texts))
+        for one in shingle_sets(texts):
+            kept = (one[:SKETCHED] >> np.uint64(32)).astype(np.uint32)
+            self._file.write(kept.tobytes())
+            self._stops.append(self._stops[-1] + len(kept))
+        self._batches.append(len(self._stops) - 1)
 
     def leave_template_out(self) -> None:
         """From now on, do not count what two texts share where too many texts have it."""
         many = np.zeros(1 << _COUNTED_BITS, np.uint32)
-        for batch in self._batches:
-            places, times = np.unique(_counted(batch.shingles), return_counts=True)
+        for _, _, shingles in self._read():
+            places, times = np.unique(_counted(shingles), return_counts=True)
             many[places] += times.astype(np.uint32)
-        self._template = many > max(_ALWAYS_ALLOWED, TEMPLATE_SHARE * self._first[-1])
+        self._template = many > max(_ALWAYS_ALLOWED, TEMPLATE_SHARE * self._batches[-1])
 
-    def bands(self) -> tuple[Integers, Hashes]:
-        """Return the texts that can be similar to any, and a key for each of their bands (texts × bands)."""
-        parts = [self._bands_of(batch) for batch in self._batches]
-        texts = [rows + first for first, (rows, _) in zip(self._first, parts, strict=False)]
-        empty = np.empty((0, BANDS), np.uint64)
-        return np.concatenate([np.empty(0, np.int64), *texts]), np.concatenate([empty, *(keys for _, keys in parts)])
+    def band(self, number: int) -> tuple[Integers, Hashes]:
+        """Return the texts that can be similar to any, and the key of each in one of the bands."""
+        parts = [self._keys(number, *batch) for batch in self._read()]
+        texts, keys = [text for text, _ in parts], [key for _, key in parts]
+        return np.concatenate([np.empty(0, np.int64), *texts]), np.concatenate([np.empty(0, np.uint64), *keys])
 
-    def similarity(self, one: int, other: int) -> float:
-        """Return the share of common shingles (Jaccard), or an estimate for texts with many."""
-        mine, theirs = self._of(one), self._of(other)
+    def compared(self, pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, float]]:
+        """Yield each pair with the share of common shingles (Jaccard), or an estimate for texts with many."""
+        kept = self._kept()
+        for one, other in pairs:
+            mine, theirs = (kept[self._stops[text] : self._stops[text + 1]] for text in (one, other))
+            yield one, other, self._similarity(mine, theirs)
+
+    def _similarity(self, mine: Sketch, theirs: Sketch) -> float:
         for full in (mine, theirs):
             if len(full) == SKETCHED:
                 mine, theirs = mine[mine <= full[-1]], theirs[theirs <= full[-1]]
@@ -81,23 +86,27 @@ class Sketches:
         usual = int(np.count_nonzero(self._template[_counted(shared)]))
         return (len(shared) - usual) / max(1, len(mine) + len(theirs) - len(shared) - usual)
 
-    def _of(self, text: int) -> Sketch:
-        number = bisect.bisect_right(self._first, text) - 1
-        batch, place = self._batches[number], text - self._first[number]
-        return batch.shingles[batch.stops[place - 1] if place else 0 : batch.stops[place]]
+    def _kept(self) -> Sketch:
+        self._file.flush()
+        return np.memmap(self._file, np.uint32, "r") if self._stops[-1] else np.empty(0, np.uint32)
 
-    def _bands_of(self, batch: _Batch) -> tuple[Integers, Hashes]:
-        owner = np.repeat(np.arange(len(batch.stops)), np.diff(batch.stops, prepend=0))
-        telling = ~self._template[_counted(batch.shingles)]
-        shingles, owner = batch.shingles[telling].astype(np.uint64), owner[telling]
+    def _read(self) -> Iterator[tuple[int, Integers, Sketch]]:
+        """Yield each batch: the number of its first text, the length of each text, their shingles."""
+        kept, stops = self._kept(), np.array(self._stops)
+        for first, last in pairwise(self._batches):
+            yield first, np.diff(stops[first : last + 1]), np.array(kept[stops[first] : stops[last]])
+
+    def _keys(self, band: int, first: int, lengths: Integers, shingles: Sketch) -> tuple[Integers, Hashes]:
+        owner = np.repeat(np.arange(first, first + len(lengths)), lengths)
+        telling = ~self._template[_counted(shingles)]
+        telling_shingles, owner = shingles[telling].astype(np.uint64), owner[telling]
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        keys = np.zeros((len(starts), BANDS), np.uint64)
-        for number, factor in enumerate(_FACTORS if len(starts) else ()):
+        key = np.zeros(len(starts), np.uint64)
+        for factor in _FACTORS[band * MINIMA_A_BAND : (band + 1) * MINIMA_A_BAND] if len(starts) else ():
             # The upper half of a product with a random odd factor orders the shingles at random.
-            least = np.minimum.reduceat((shingles * factor) >> np.uint64(32), starts)
-            band = number // MINIMA_A_BAND
-            keys[:, band] = (keys[:, band] + least) * _FACTORS[0] ^ (keys[:, band] >> np.uint64(29))
-        return owner[starts], keys
+            least = np.minimum.reduceat((telling_shingles * factor) >> np.uint64(32), starts)
+            key = (key + least) * _FACTORS[0] ^ (key >> np.uint64(29))
+        return owner[starts], key
 
 
 def _counted(shingles: Sketch) -> npt.NDArray[np.uint32]:
