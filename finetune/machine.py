@@ -9,9 +9,11 @@ import resource
 import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 
+from finetune.recipe import Recipe
 from finetune.records import Environment
 
 PACKAGES = (
@@ -52,6 +54,26 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def computes_bfloat16() -> bool:
+    """Say whether bfloat16 is quick here, without importing torch: a GPU that torch can use, or such a processor.
+
+    A processor without instructions for it took seven times as long as in float32 (docs/log.md).
+    """
+    return _has_gpu() or bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
+
+
+def settle_dtypes(recipe: Recipe, *, bfloat16: bool) -> Recipe:
+    """Put a type in the place of each `auto`: what this machine computes quickly in, and for the merge the base's."""
+    base = ("bfloat16" if bfloat16 else "float32") if recipe.base.dtype == "auto" else recipe.base.dtype
+    merge = base if recipe.merge.dtype == "auto" else recipe.merge.dtype
+    return recipe.model_copy(
+        update={
+            "base": recipe.base.model_copy(update={"dtype": base}),
+            "merge": recipe.merge.model_copy(update={"dtype": merge}),
+        }
+    )
+
+
 def describe_environment() -> Environment:
     """Describe where the run takes place; nothing in it names a user, a host or a path."""
     import torch
@@ -66,6 +88,20 @@ def describe_environment() -> Environment:
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         versions=versions(),
     )
+
+
+def _has_gpu() -> bool:
+    if version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path(name).exists() for name in ("/dev/kfd", "/dev/dxg"))
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _processor() -> str:

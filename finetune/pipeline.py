@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -15,7 +15,7 @@ from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
-from finetune.machine import describe_environment, peak_memory_bytes, versions
+from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Base, Recipe
 from finetune.recipe_data import Source
 from finetune.recipe_file import LoadedRecipe
@@ -77,6 +77,7 @@ def run_recipe(
         UserError: whatever stops a stage; finished stages stay finished.
     """
     directory = RunDirectory(folder)
+    loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
     with directory.hold():
         run = _resolve(loaded, directory, cache, reporter)
         for stage in STAGES[: STAGES.index(until) + 1]:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from finetune.recipe_data import Data, Privacy
 from finetune.recipe_section import Count, Fraction, Section, Sha256
 
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Contender = Literal["base", "adapter", "merged", "baseline"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -28,8 +28,8 @@ class Base(Section):
     """Branch, tag or commit of a hub model; the first fetch resolves it to a commit in the lock file."""
     sha256: Sha256 | None = None
     """Hash of the file, required for `pypi:`; checked before anything reads it."""
-    dtype: Dtype = "bfloat16"
-    """Type of the base's weights and of the arithmetic, unless `quantization` stores them smaller."""
+    dtype: Dtype = "auto"
+    """Type of the base's weights and of the arithmetic; `auto`: bfloat16 where that is quick, float32 elsewhere."""
     chat_template: Annotated[str, Field(min_length=1)] | None = None
     """`alpaca`, `chatml`, `llama2`, `llama3`, `vicuna` or the path of a .jinja file; the base's own if not given."""
 
@@ -105,8 +105,8 @@ class Merge(Section):
 
     onto: Literal["best", "full_precision", "dequantized"] = "best"
     """The original weights, the dequantized ones of training, or the one with the lower validation loss."""
-    dtype: Dtype = "bfloat16"
-    """Type of the saved weights."""
+    dtype: Dtype = "auto"
+    """Type of the saved weights; `auto`: that of the base."""
     minimum_agreement: Fraction = 0.995
     """Least share of answer tokens whose most probable token the saved merge and its adapter agree on."""
     minimum_gain_kept: Annotated[float, Field(ge=0, le=1)] = 0.9

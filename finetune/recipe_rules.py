@@ -76,7 +76,7 @@ def base_is_not_float16(recipe: Recipe) -> list[Finding]:
     """Training needs the range of bfloat16: float16 overflows at 65504, and small gradients become 0 without a word."""
     if recipe.base.dtype != "float16":
         return []
-    hint = "write bfloat16, or float32 for a device without it"
+    hint = "write bfloat16, float32, or auto"
     return [Finding(("base", "dtype"), "float16 has too little range to train in", hint)]
 
 

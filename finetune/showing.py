@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from finetune.capabilities import choose, this_machine
+from finetune.machine import computes_bfloat16, settle_dtypes
 from finetune.recipe_file import LoadedRecipe
 
 
 def show_recipe(loaded: LoadedRecipe) -> None:
     """Print a resolved recipe as YAML and the choices of this machine as comments below it."""
-    recipe = loaded.recipe
+    recipe = settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16())
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     machine = this_machine()
     choices = choose(machine, recipe.base.dtype).named()

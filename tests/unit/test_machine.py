@@ -5,6 +5,7 @@ import io
 import os
 import platform
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,62 @@ def test_job_is_the_same_after_a_file(tmp_path: Path) -> None:
     )
     assert TrainingJob.model_validate_json(job.model_dump_json()) == job
     assert job.run == RunDirectory(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "quick"), [("fpu avx2", False), ("fpu avx2 avx512_bf16", True), ("amx_bf16 fpu", True), (None, False)]
+)
+def test_a_processor_says_whether_it_is_quick_at_bfloat16(
+    flags: str | None, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, encoding: str) -> str:
+        assert path == Path("/proc/cpuinfo")
+        if flags is None:
+            raise FileNotFoundError
+        return f"processor : 0\nflags\t\t: {flags}\n"
+
+    monkeypatch.setattr(machine, "version", lambda _: "2.13.0+cpu")
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert machine.computes_bfloat16() == quick
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "visible", "device", "quick"),
+    [
+        ("2.13.0", None, "nvidia0", True),
+        ("2.13.0", "0", "nvidia0", True),
+        ("2.13.0", "", "nvidia0", False),
+        ("2.13.0", "-1", "nvidia0", False),
+        ("2.13.0+cpu", None, "nvidia0", False),
+        ("2.13.0", None, "nvidiactl", False),
+        ("2.13.0", None, "", False),
+    ],
+)
+def test_a_gpu_that_torch_can_use_is_quick_at_bfloat16(
+    torch_version: str, visible: str | None, device: str, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "version", lambda _: torch_version)
+    monkeypatch.setattr(machine, "_processor_flags", set)
+    monkeypatch.setattr(Path, "glob", lambda _, pattern: iter([device] if fnmatch(device, pattern) else []))
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.computes_bfloat16() == quick
+
+
+@pytest.mark.parametrize(
+    ("base", "merge", "bfloat16", "expected"),
+    [
+        ("auto", "auto", True, ("bfloat16", "bfloat16")),
+        ("auto", "auto", False, ("float32", "float32")),
+        ("float32", "auto", True, ("float32", "float32")),
+        ("auto", "float16", False, ("float32", "float16")),
+        ("bfloat16", "auto", False, ("bfloat16", "bfloat16")),
+    ],
+)
+def test_auto_becomes_a_type(base: str, merge: str, bfloat16: bool, expected: tuple[str, str]) -> None:
+    recipe = tiny_recipe(Path("base"), base={"dtype": base}, merge={"dtype": merge})
+    settled = machine.settle_dtypes(recipe, bfloat16=bfloat16)
+    assert (settled.base.dtype, settled.merge.dtype) == expected
+    assert settled.model_copy(update={"base": recipe.base, "merge": recipe.merge}) == recipe

@@ -281,7 +281,7 @@ def test_rule_problems_carry_the_line_of_their_key(smallest: Path) -> None:
         ("data.train.0.columns", "[]", "write names and texts"),
         ("data.train.0.limit", '" 1_500 "', "write 1500"),
         ("base.dtype", "bf16", "did you mean 'bfloat16'?"),
-        ("base.dtype", "16", "write one of bfloat16, float16, float32"),
+        ("base.dtype", "16", "write one of auto, bfloat16, float16, float32"),
         ("base.model", "{a: b}", "write a text"),
         ("name", "2026", 'write "2026"'),
     ],
