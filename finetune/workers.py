@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
@@ -75,7 +76,8 @@ def map_chunks(
         under_way: deque[Future[Result]] = deque()
         try:
             for chunk, answer in answers:
-                under_way.append(pool.submit(work, chunk) if answer is None else _done(answer))
+                with _without_interrupts():  # a process may start here
+                    under_way.append(pool.submit(work, chunk) if answer is None else _done(answer))
                 if len(under_way) >= CHUNKS_A_WORKER * workers:
                     yield under_way.popleft().result()
             while under_way:
@@ -95,10 +97,19 @@ def _done(answer: Result) -> Future[Result]:
     return future
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Have Ctrl-C wait; a process that starts meanwhile never hears of it, not even while it imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _become_worker(parent: int) -> None:
-    """End with the parent, which alone answers Ctrl-C; and leave its tokenizer one thread."""
+    """End with the parent, and leave its tokenizer one thread."""
     end_with_parent()
     if os.getppid() != parent:
         os._exit(1)  # it ended before this process could ask to end with it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -150,6 +150,18 @@ def test_ctrl_c_leaves_no_process_and_no_traceback(place: Workplace, tmp_path: P
     assert "Traceback" not in (tmp_path / "stderr").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
+def test_ctrl_c_while_the_workers_start_shows_no_traceback(moment: float, place: Workplace, tmp_path: Path) -> None:
+    process = start(command(place, tmp_path), tmp_path)
+    while not (workers := [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]):
+        assert process.poll() is None, (tmp_path / "stderr").read_text(encoding="utf-8")
+    time.sleep(moment)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert orphans(workers) == []
+    assert "Traceback" not in (tmp_path / "stderr").read_text(encoding="utf-8")
+
+
 def test_a_worker_that_dies_is_named(place: Workplace, tmp_path: Path) -> None:
     process = start(command(place, tmp_path), tmp_path)
     wait_for_chunks(process, tmp_path, 1)
