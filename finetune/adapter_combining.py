@@ -65,9 +65,7 @@ def check_combinable(adapters: Sequence[PeftFolder]) -> None:
             raise DataError(f"{why} changes a weight by more than a product", where=str(one.folder), hint=hint)
         for module in one.modules:
             if not {"lora_A.weight", "lora_embedding_A"} & set(one.parts[module]):
-                raise DataError(
-                    f"{module} was trained whole, and two such cannot be mixed", where=str(one.folder)
-                )
+                raise DataError(f"{module} was trained whole, and two such cannot be mixed", where=str(one.folder))
 
 
 def combine(adapters: Sequence[PeftFolder], module: str, mix: Mix) -> Factors:
@@ -110,7 +108,7 @@ def factorize(delta: Tensor, rank: int, generator: torch.Generator) -> Factors:
 
 
 def _reduced(down: Tensor, up: Tensor, rank: int) -> Factors:
-    """Return the best factors of a rank for up·down without ever forming the product: the SVD of two small triangles."""
+    """Return the best factors of a rank for up·down without forming the product: by the SVD of two small triangles."""
     left, small_up = torch.linalg.qr(up)
     right, small_down = torch.linalg.qr(down.T)
     u, values, v = torch.linalg.svd(small_up @ small_down.T)

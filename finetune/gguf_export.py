@@ -103,7 +103,9 @@ class LlamaShape(BaseModel):
         return found.model_copy(update={"rope_theta": base})
 
 
-def export_gguf(folder: Path, out: Path, kind: Kind, name: str, advance: Callable[[int], None] = lambda _: None) -> None:
+def export_gguf(
+    folder: Path, out: Path, kind: Kind, name: str, advance: Callable[[int], None] = lambda _: None
+) -> None:
     """Write a model folder as one GGUF file, whole or not at all.
 
     Matrices are written in the given kind; those whose rows no block of the kind divides, and the norms, stay in fp32.

@@ -1,4 +1,4 @@
-"""A tokenizer.json becomes the vocabulary of a GGUF file: byte-level BPE as in LLaMA 3, or LLaMA 2's with byte fallback.
+"""A tokenizer.json becomes the vocabulary of a GGUF file: byte-level BPE as in LLaMA 3, or LLaMA 2's byte fallback.
 
 GGUF names the way text is cut before BPE by a word that llama.cpp knows; the word that says what the tokenizer does
 is looked up here, and a tokenizer that no word describes is refused, since its tokens would be others there.
@@ -17,7 +17,8 @@ from evaluation.tokenizer import load_tokenizer
 from finetune.errors import DataError
 
 LLAMA3_CUT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """The regular expression of LLaMA 3's tokenizer, by which it is known."""
 

@@ -1,4 +1,4 @@
-"""Folds an adapter into the files of its base, weight by weight: memory stays near one shard, whatever the model's size.
+"""Folds an adapter into the files of its base, weight by weight: memory stays near one shard, however large the model.
 
 Each weight is folded in fp32 and rounded once, when it is written. Nothing of the base is loaded as a model.
 """
@@ -104,7 +104,8 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
             )
         change, shape = adapter.change(module), _shape(base, stored)
         found = _shape_of(change, shape)
-        resized = isinstance(change, Replaced) and module in (EMBEDDING, HEAD) and found[1] == shape[1]
+        brings_its_own = isinstance(change, Replaced) or (isinstance(change, LowRank) and change.own is not None)
+        resized = brings_its_own and module in (EMBEDDING, HEAD) and found[1] == shape[1]
         if found != shape and not resized:
             raise DataError(
                 f"{module} is {shape[0]}×{shape[1]} in this base and {found[0]}×{found[1]} for the adapter",
@@ -252,9 +253,9 @@ def _copy_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: in
         largest = _largest_token_id(folder / _TOKENIZER)
         if largest >= rows:
             raise DataError(
-                f"the tokenizer has tokens up to {largest} and the embedding {rows} rows: the added tokens' are missing",
+                f"the tokenizer has tokens up to {largest} and the embedding {rows} rows",
                 where=str(adapter.folder),
-                hint="save the adapter with save_embedding_layers=True, as peft does when an embedding was resized",
+                hint="the rows of added tokens are missing: save the adapter with save_embedding_layers=True",
             )
 
 

@@ -83,6 +83,12 @@ class PeftConfig(BaseModel):
         return int(_matched(self.rank_pattern, module, self.r))
 
     @property
+    def kind(self) -> str:
+        """Name the variant as people do."""
+        start = {"pissa": "PiSSA", "olora": "OLoRA"}.get(self.residual or "")
+        return start or ("DoRA" if self.use_dora else "rsLoRA" if self.use_rslora else "LoRA")
+
+    @property
     def residual(self) -> Literal["pissa", "olora"] | None:
         """Name the start that subtracted its own product from the base, which is done again at every load."""
         start = self.init_lora_weights
@@ -98,7 +104,9 @@ def load_peft_config(folder: Path, where: str) -> PeftConfig:
     try:
         config = PeftConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"no {CONFIG_FILE} in this folder", where=where, hint="name a folder that peft wrote") from error
+        raise DataError(
+            f"no {CONFIG_FILE} in this folder", where=where, hint="name a folder that peft wrote"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -25,7 +25,7 @@ EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 class Change(Protocol):
     """Something that is done to one weight."""
 
-    def applied_to(self, weight: Tensor) -> Tensor:
+    def applied_to(self, _: Tensor, /) -> Tensor:
         """Return the changed weight, in fp32."""
         ...
 
@@ -44,6 +44,8 @@ class LowRank:
     residual: str | None = None
     """`pissa` or `olora`: what was subtracted from the base before training started."""
     is_embedding: bool = False
+    own: Tensor | None = None
+    """The weight that the factors belong to, where the adapter brings it along: an embedding with more rows."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,7 +60,7 @@ class LowRank:
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """Return the changed weight, in fp32."""
-        start = _without_start(weight.float(), self)
+        start = _without_start((weight if self.own is None else self.own).float(), self)
         changed = self.product().add_(start)
         if self.magnitude is None:
             return changed
@@ -73,7 +75,7 @@ class Replaced:
 
     weight: Tensor
 
-    def applied_to(self, weight: Tensor) -> Tensor:
+    def applied_to(self, _: Tensor) -> Tensor:
         """Return the other weight, in fp32."""
         return self.weight.float()
 
@@ -116,25 +118,23 @@ class PeftFolder:
                 return Replaced(*tensors.values())
             case ("token_adapter.trainable_tokens_delta",):
                 return Rows(self._token_indices(module), *tensors.values())
-            case ("lora_A.weight", "lora_B.weight", *_):
-                return self._low_rank(module, tensors["lora_A.weight"], tensors["lora_B.weight"], tensors)
             case _:
-                down, up = tensors["lora_embedding_A"], tensors["lora_embedding_B"]
-                return self._low_rank(module, down, up, tensors, is_embedding=True)
+                return self._low_rank(module, tensors)
 
-    def _low_rank(
-        self, module: str, down: Tensor, up: Tensor, tensors: Mapping[str, Tensor], is_embedding: bool = False
-    ) -> LowRank:
+    def _low_rank(self, module: str, tensors: Mapping[str, Tensor]) -> LowRank:
+        is_embedding = "lora_embedding_A" in tensors
+        ends = ("embedding_A", "embedding_B") if is_embedding else ("A.weight", "B.weight")
+        down, up = (tensors[f"lora_{end}"] for end in ends)
         rank = self.config.rank(module)
         if down.shape[0] != rank or up.shape[1] != rank:
             raise DataError(
-                f"{module}: rank {rank} by {self.folder.name}'s settings, {down.shape[0]} and {up.shape[1]} by its tensors",
+                f"{module}: rank {rank} by the settings, {down.shape[0]} and {up.shape[1]} by the tensors",
                 where=str(self.folder / ADAPTER_FILE),
             )
-        magnitude = next((tensor for name, tensor in tensors.items() if "magnitude" in name), None)
+        magnitude, own = tensors.get("lora_magnitude_vector"), tensors.get("base_layer.weight")
         if self.config.use_dora != (magnitude is not None):
             raise DataError(f"{module}: use_dora and the tensors disagree", where=str(self.folder / ADAPTER_FILE))
-        return LowRank(down, up, self.config.scaling(module), magnitude, self.config.residual, is_embedding)
+        return LowRank(down, up, self.config.scaling(module), magnitude, self.config.residual, is_embedding, own)
 
     def _token_indices(self, module: str) -> tuple[int, ...]:
         indices = self.config.trainable_token_indices
@@ -162,8 +162,10 @@ _KINDS = (
     {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"},
     {"lora_embedding_A", "lora_embedding_B"},
     {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
+    {"base_layer.weight", "lora_A.weight", "lora_B.weight"},
+    {"base_layer.weight", "lora_embedding_A", "lora_embedding_B"},
 )
-"""Which tensors a module may have. A targeted embedding that is saved whole has its base's weight beside its factors."""
+"""Which tensors a module may have; peft saves a resized or targeted embedding with the base's weight."""
 
 
 def open_peft_folder(folder: Path, where: str | None = None) -> PeftFolder:
@@ -190,7 +192,7 @@ def _by_module(names: list[str], where: str) -> Iterator[tuple[str, tuple[str, .
     endings = sorted({ending for kind in _KINDS for ending in kind}, key=len, reverse=True)
     for name in names:
         ending = next((ending for ending in endings if name.endswith(f".{ending}")), None)
-        if ending is None or not name.startswith(_PREFIX):
+        if ending is None or not name.startswith(_PREFIX) or "lora_" in name.removesuffix(ending):
             raise DataError(f"the adapter has a tensor that is not known here: {name!r}", where=where)
         found.setdefault(name.removeprefix(_PREFIX).removesuffix(f".{ending}"), []).append(ending)
     for module, parts in found.items():
@@ -210,6 +212,8 @@ def _without_start(weight: Tensor, change: LowRank) -> Tensor:
     rank = change.down.shape[0]
     if change.residual == "pissa":
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
-        return weight - (left[:, :rank] * values[:rank]) @ right[:rank]
-    basis, triangle = torch.linalg.qr(weight)
-    return weight - change.scaling * (basis[:, :rank] @ triangle[:rank])
+        start: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
+    else:
+        basis, triangle = torch.linalg.qr(weight)
+        start = change.scaling * (basis[:, :rank] @ triangle[:rank])
+    return weight - start

@@ -23,7 +23,9 @@ def write_lora(
     """Write factors of scaling 1, and modules that are kept whole, for a base named by its id and revision."""
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
-        down, up = ("lora_embedding_A", "lora_embedding_B") if module == EMBEDDING else ("lora_A.weight", "lora_B.weight")
+        down, up = (
+            ("lora_embedding_A", "lora_embedding_B") if module == EMBEDDING else ("lora_A.weight", "lora_B.weight")
+        )
         tensors[f"base_model.model.{module}.{down}"] = one.down.contiguous()
         tensors[f"base_model.model.{module}.{up}"] = one.up.contiguous()
     for module, weight in saved.items():

@@ -6,18 +6,23 @@ weights when one has an adapter).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_model import build_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from finetune import merging_shards
-from finetune.errors import DataError
+from finetune.errors import DataError, ProofFailed
+from finetune.merging_check import prove_folded
 from finetune.merging_shards import fold_shards, open_base
 from finetune.peft_weights import open_peft_folder
 
@@ -82,18 +87,24 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return {tied: write_base(tmp_path_factory.mktemp("base") / str(tied), tied) for tied in (True, False)}
 
 
-def write_adapter(base: Path, folder: Path, settings: dict[str, object]) -> Path:
+def write_adapter(
+    base: Path, folder: Path, settings: dict[str, object], save_embedding_layers: bool | str = False
+) -> Path:
     """Make an adapter with plain peft and move every trained weight."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     wanted = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
     adapted = get_peft_model(model, LoraConfig(**wanted))
+    move(adapted)
+    adapted.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
+    return folder
+
+
+def move(adapted: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    adapted.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 @torch.inference_mode()
@@ -116,9 +127,15 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max())
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("saved", SAVED, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def cases() -> Iterator[ParameterSet]:
+    """Yield every kind with everything saved beside it, on a tied and an untied base; plain pytest runs a third."""
+    for kind, saved, tied in product(KINDS, SAVED, (True, False)):
+        name = f"{kind.name}-{saved.name}-{'tied' if tied else 'untied'}"
+        rare = kind.name not in ("lora", "dora") and saved.name != "nothing"
+        yield pytest.param(kind, saved, tied, id=name, marks=[pytest.mark.slow] if rare else [])
+
+
+@pytest.mark.parametrize(("kind", "saved", "tied"), cases())
 def test_folded_is_unmerged(kind: Kind, saved: Kind, tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
     adapter = write_adapter(bases[tied], tmp_path / "adapter", kind.settings | saved.settings)
     expected = unmerged(bases[tied], adapter)
@@ -133,3 +150,97 @@ def test_adapters_on_the_embeddings(kind: Kind, tied: bool, bases: dict[bool, Pa
     adapter = write_adapter(bases[tied], tmp_path / "adapter", kind.settings)
     expected = unmerged(bases[tied], adapter)
     assert difference(expected, folded(bases[tied], adapter, tmp_path / "out")) <= LIMIT
+
+
+def test_an_embedding_that_peft_saves_by_itself(bases: dict[bool, Path], tmp_path: Path) -> None:
+    """By default peft writes a targeted embedding's base weight beside its factors."""
+    settings = {"target_modules": ["q_proj", "embed_tokens"]}
+    adapter = write_adapter(bases[False], tmp_path / "adapter", settings, save_embedding_layers="auto")
+    expected = unmerged(bases[False], adapter)
+    assert difference(expected, folded(bases[False], adapter, tmp_path / "out")) <= LIMIT
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_added_tokens(tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
+    """A vocabulary that was resized before training: the folded model has the adapter's rows."""
+    model = AutoModelForCausalLM.from_pretrained(bases[tied], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(bases[tied])
+    tokenizer.add_tokens([f"<|tool_{number}|>" for number in range(40)])
+    model.resize_token_embeddings(len(tokenizer))
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    move(adapted)
+    expected = logits(adapted.eval())
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    found = folded(bases[tied], tmp_path / "adapter", tmp_path / "out")
+    assert found.shape[-1] == len(tokenizer)
+    assert difference(expected, found) <= LIMIT
+
+
+def test_added_tokens_without_their_rows_are_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
+    adapter = write_adapter(bases[True], tmp_path / "adapter", {})
+    tokenizer = AutoTokenizer.from_pretrained(bases[True])
+    tokenizer.add_tokens([f"<|tool_{number}|>" for number in range(40)])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(DataError, match=r"the tokenizer has tokens up to .* and the embedding 412 rows"):
+        folded(bases[True], adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_many_shards_are_one_model(
+    tied: bool, bases: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = write_adapter(bases[tied], tmp_path / "adapter", {})
+    whole = folded(bases[tied], adapter, tmp_path / "whole")
+    monkeypatch.setattr(merging_shards, "SHARD_BYTES", 20_000)
+    shards = folded(bases[tied], adapter, tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
+    assert torch.equal(whole, shards)
+    again = folded(tmp_path / "shards", adapter, tmp_path / "again")  # a base of many files is read, too
+    assert not torch.equal(again, whole)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_was_written_is_proven_from_the_files(dtype: str, bases: dict[bool, Path], tmp_path: Path) -> None:
+    adapter = open_peft_folder(write_adapter(bases[True], tmp_path / "adapter", {"modules_to_save": ["lm_head"]}))
+    base = open_base(bases[True])
+    fold_shards(base, adapter, tmp_path / "out", dtype)
+    proof = prove_folded(base, adapter, tmp_path / "out", dtype)
+    assert len(proof.modules) == 15
+    assert proof.unchanged == 5  # the norms; the embedding is among what may change
+    assert proof.least_captured == pytest.approx(1, abs=0.02)
+
+
+def _spoil(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+FAULTS = {
+    "one weight is off": (UP, lambda weight: weight + 1e-3),
+    "transposed rows": (UP, lambda weight: weight.flip(0)),
+    "a weight without an adapter": ("model.norm.weight", lambda weight: weight * (1 + 1e-3)),
+    "not finite": (UP, lambda weight: weight * float("nan")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_merge_that_is_not_the_two_together_is_refused(fault: str, bases: dict[bool, Path], tmp_path: Path) -> None:
+    adapter = open_peft_folder(write_adapter(bases[True], tmp_path / "adapter", {}))
+    base = open_base(bases[True])
+    fold_shards(base, adapter, tmp_path / "out", "float32")
+    _spoil(tmp_path / "out", *FAULTS[fault])
+    with pytest.raises(ProofFailed):
+        prove_folded(base, adapter, tmp_path / "out", "float32")
+
+
+def test_a_change_below_the_steps_of_the_type_is_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
+    adapter = open_peft_folder(write_adapter(bases[True], tmp_path / "adapter", {"lora_alpha": 1e-4}))
+    base = open_base(bases[True])
+    fold_shards(base, adapter, tmp_path / "out", "bfloat16")
+    with pytest.raises(ProofFailed, match="rounding to bfloat16 leaves"):
+        prove_folded(base, adapter, tmp_path / "out", "bfloat16")

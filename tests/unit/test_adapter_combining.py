@@ -28,9 +28,7 @@ def adapters(folder: Path, ranks: tuple[int, ...], base: tuple[str, ...] = ("org
     folders = []
     for number, rank in enumerate(ranks):
         generator = torch.Generator().manual_seed(number)
-        factors = Factors(
-            torch.randn(rank, IN, generator=generator), torch.randn(OUT, rank, generator=generator), 1.0
-        )
+        factors = Factors(torch.randn(rank, IN, generator=generator), torch.randn(OUT, rank, generator=generator), 1.0)
         path = folder / f"adapter-{number}"
         path.mkdir()
         write_lora(path, {MODULE: factors}, {}, (base[number % len(base)], None))

@@ -70,7 +70,9 @@ def test_read_back_it_is_the_model(kind: str, tied: bool, tmp_path: Path) -> Non
     assert differs(folder, tmp_path / "out.gguf") <= EXACT[kind]
 
 
-@pytest.mark.parametrize("rope", [LLAMA3_ROPE, {"rope_type": "default", "rope_theta": 77_000.0}], ids=["llama3", "plain"])
+@pytest.mark.parametrize(
+    "rope", [LLAMA3_ROPE, {"rope_type": "default", "rope_theta": 77_000.0}], ids=["llama3", "plain"]
+)
 def test_rotary_embeddings_are_kept(rope: dict[str, object], tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", rope_parameters=rope)
     export_gguf(folder, tmp_path / "out.gguf", "f32", "tiny")
