@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, set_seed
 
 from evaluation.files import sha256_of_file
 from finetune.errors import Problem, RecipeError, TrainingStopped
+from finetune.peft_weights import ADAPTER_FILE
 from finetune.recipe import Adapter, Projection
-
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def build_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PeftModel:

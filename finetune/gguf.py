@@ -42,13 +42,12 @@ def convert_gguf(file: Path, content_sha256: str, cache: Path, announce: Callabl
             return entry
         _check_magic(file)
         announce(f"converting {file.name} to safetensors (once; kept in the cache)")
-        with _quiet():
-            model, tokenizer = load_gguf(file.parent, file.name)
-            with staged_folder(entry) as staging:
-                model.save_pretrained(staging)
-                tokenizer.save_pretrained(staging)
-                for name, keys in _LOCAL_KEYS.items():
-                    _drop_keys(staging / name, keys)
+        model, tokenizer = load_gguf(file.parent, file.name)
+        with _quiet(), staged_folder(entry) as staging:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            for name, keys in _LOCAL_KEYS.items():
+                _drop_keys(staging / name, keys)
     return entry
 
 
@@ -59,13 +58,14 @@ def load_gguf(folder: Path, file_name: str) -> tuple[PreTrainedModel, PreTrained
         DataError: transformers cannot read it, or its architecture is not LLaMA.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
-        if model.config.model_type != "llama":
-            raise DataError(f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama")
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file_name)
     except _UNREADABLE as error:
         first_line = (str(error).splitlines() or [""])[0]
         raise DataError(f"cannot be read as GGUF: {first_line}", where=file_name) from error
+    if model.config.model_type != "llama":
+        raise DataError(f"its architecture is {model.config.model_type!r}", where=file_name, hint="accepted: llama")
     # The weights are dense by now, but transformers 5.23 still refuses to save anything that came through its
     # GGUF quantizer (GgufHfQuantizer.is_serializable is False); without it the weights are saved bit for bit.
     model.hf_quantizer = None  # type: ignore[assignment]

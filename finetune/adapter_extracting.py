@@ -1,0 +1,70 @@
+"""Makes an adapter from the difference of two models: `base` + adapter ≈ `tuned`, and how much of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evaluation.files import staged_folder
+from finetune.adapter_combining import Factors, factorize
+from finetune.errors import DataError
+from finetune.merging_shards import BaseFiles, open_base, read_weight
+from finetune.peft_writing import copy_tokenizer, write_lora
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of the difference."""
+
+    energies: dict[str, float]
+    """Module → share of its squared change that the factors keep."""
+    saved: tuple[str, ...]
+    """Modules that are kept whole, since no product of two factors can say their change."""
+
+
+def extract_adapter(
+    base: Path, tuned: Path, out: Path, rank: int, name: str | None, advance: Callable[[int], None] = lambda _: None
+) -> Extracted:
+    """Write the adapter whose product is nearest to what was changed, module by module, in fp32.
+
+    Embeddings, the head and the norms are kept whole where they differ.
+
+    Raises:
+        DataError: the two are not models of one shape, or are equal.
+    """
+    before, after = open_base(base), open_base(tuned)
+    _check_alike(before, after)
+    factors: dict[str, Factors] = {}
+    saved: dict[str, Tensor] = {}
+    for weight_name in sorted(after.files):
+        new, old = read_weight(after, weight_name).float(), _old(before, weight_name)
+        advance(1)
+        if torch.equal(new, old):
+            continue
+        module = weight_name.removesuffix(".weight")
+        if new.ndim == 2 and module.endswith("_proj"):
+            factors[module] = factorize(new - old, rank, torch.Generator().manual_seed(0))
+        else:
+            saved[module] = new
+    if not factors and not saved:
+        raise DataError("the two models have the same weights: there is nothing to extract", where=str(tuned))
+    with staged_folder(out) as staging:
+        write_lora(staging, factors, saved, (name or base.name, None))
+        copy_tokenizer(tuned, staging)
+    return Extracted({module: one.energy for module, one in factors.items()}, tuple(sorted(saved)))
+
+
+def _old(base: BaseFiles, name: str) -> Tensor:
+    stored = name if name in base.files else "model.embed_tokens.weight"  # the head of a tied base
+    return read_weight(base, stored).float()
+
+
+def _check_alike(before: BaseFiles, after: BaseFiles) -> None:
+    odd = sorted(set(before.files) ^ set(after.files) - {"lm_head.weight"})
+    odd = [name for name in odd if name != "lm_head.weight"]
+    if odd:
+        raise DataError(f"only one of the two models has {odd[0]}", where=str(after.folder))

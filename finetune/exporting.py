@@ -1,0 +1,123 @@
+"""`finetune export`: writes a GGUF file, reads it back with transformers, and proves that it is the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evaluation.files import sha256_of_file, sha256_of_folder, write_model
+from evaluation.model import ModelSpec, load_base
+from evaluation.tokenizer import load_tokenizer
+from finetune.console import Reporter
+from finetune.errors import DataError, ProofFailed
+from finetune.gguf import load_gguf
+from finetune.gguf_export import Kind, export_gguf
+from finetune.merging_shards import open_base
+
+LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2}
+"""Mean KL divergence of the answers read back from the model's, in nats; for 4 and 8 bits it is reported only."""
+PROBE_TEXTS = (
+    "The patient has had a fever since Monday and takes 500 mg of paracetamol twice a day.",
+    "Either party may terminate this agreement with thirty (30) days' written notice.",
+    "Wie lange ist die Kündigungsfrist für Mieter? Drei Monate, § 573c BGB.",
+    "租赁期限届满，承租人继续使用租赁物，出租人没有提出异议的，原租赁合同继续有效。",
+    "def total(prices: list[float]) -> float:\n    return sum(p for p in prices if p > 0)\n",
+    "مرحبا، كيف يمكنني تجديد الوصفة الطبية؟ 👩🏽‍⚕️",
+    "  two  spaces,\ttabs\r\nand a line end; 1234567890, 3.14e-10, £5.",
+)
+"""Texts that the tokens and the answers are compared on."""
+
+
+class ExportProof(BaseModel):
+    """<file>.json beside an exported file: what was compared, and how far it is off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: str
+    model_sha256: str
+    file_sha256: str
+    probe_texts: int
+    """Texts that were tokenized by the model's tokenizer and by the file's: all equal."""
+    probe_tokens: int
+    max_logit_difference: float
+    """Largest absolute difference of logits on the probe, in fp32."""
+    logit_scale: float
+    mean_kl: float
+    """Mean KL divergence of the file's predictions from the model's, in nats."""
+    agreement: float
+    """Share of positions with the same most probable token."""
+
+
+def export_model(model: Path, out: Path, kind: Kind) -> None:
+    """Write a run's merged model, or any LLaMA model folder, as a GGUF file with its proof beside it.
+
+    Raises:
+        DataError: there is no such model, or the format cannot hold it.
+        ProofFailed: what is read back is not the model; the file is removed.
+    """
+    folder = model / "merged" if (model / "merged" / "config.json").exists() else model
+    if not (folder / "config.json").exists():
+        raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
+    reporter = Reporter()
+    with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
+        export_gguf(folder, out, kind, _name(model), advance)
+    try:
+        with reporter.bar("read back and compare", 1) as advance:
+            proof = prove_export(folder, out, kind)
+            advance(1)
+    except ProofFailed:
+        out.unlink()
+        raise
+    write_model(out.with_name(f"{out.name}.json"), proof)
+    size = out.stat().st_size / 2**20
+    reporter.say(f"{out}: {size:,.0f} MiB, tokens equal, KL {proof.mean_kl:.1e}, {proof.agreement:.1%} agreement")
+
+
+def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
+    """Compare a model with what transformers reads back from its file.
+
+    Raises:
+        ProofFailed: tokens or template are others, or the predictions are further off than the kind's rounding.
+    """
+    before = load_base(ModelSpec(folder, dtype="float32", device="cpu"))
+    tokenizer = load_tokenizer(folder)
+    after, read_tokenizer = load_gguf(file.parent, file.name)
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE_TEXTS]
+    for text, expected in zip(PROBE_TEXTS, ids, strict=True):
+        if read_tokenizer(text, add_special_tokens=False).input_ids != expected:
+            raise ProofFailed(f"the file's tokenizer cuts {text[:40]!r} differently", where=str(file))
+    if read_tokenizer.chat_template != tokenizer.chat_template:
+        raise ProofFailed("the file has another chat template", where=str(file))
+    expected_NV, found_NV = _logits(before, ids), _logits(after.eval(), ids)
+    log_p, log_q = torch.log_softmax(expected_NV, -1), torch.log_softmax(found_NV, -1)
+    proof = ExportProof(
+        kind=kind,
+        model_sha256=sha256_of_folder(folder),
+        file_sha256=sha256_of_file(file),
+        probe_texts=len(PROBE_TEXTS),
+        probe_tokens=len(expected_NV),
+        max_logit_difference=float((expected_NV - found_NV).abs().max()),
+        logit_scale=float(expected_NV.abs().max()),
+        mean_kl=float((log_p.exp() * (log_p - log_q)).sum(-1).double().mean()),
+        agreement=float((expected_NV.argmax(-1) == found_NV.argmax(-1)).double().mean()),
+    )
+    limit = LARGEST_KL.get(kind)
+    if limit is not None and not proof.mean_kl <= limit:
+        raise ProofFailed(
+            f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:.0e}"
+        )
+    return proof
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, ids: list[list[int]]) -> Tensor:
+    """Logits of every position of every text, shape (N, V) in fp32."""
+    return torch.cat([model(input_ids=torch.tensor([one])).logits[0].float() for one in ids])
+
+
+def _name(model: Path) -> str:
+    return model.resolve().name

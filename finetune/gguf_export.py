@@ -1,0 +1,233 @@
+"""A model folder becomes a GGUF file for llama.cpp, Ollama and LM Studio: the LLaMA architecture, with its tokenizer.
+
+What llama.cpp expects of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf.quants import QuantError, quantize
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from evaluation.files import staged_file
+from finetune.errors import DataError
+from finetune.gguf_tokenizer import add_tokenizer
+from finetune.merging_shards import BaseFiles, open_base, read_weights
+
+Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
+
+FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+ARCHITECTURE = "llama"
+
+_LAYER = {
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+}
+_OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+class RopeScaling(BaseModel):
+    """How LLaMA 3.x stretches its rotary frequencies (config.json, `rope_parameters` or `rope_scaling`)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rope_type: str = "default"
+    rope_theta: float | None = None
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+class LlamaShape(BaseModel):
+    """What of config.json a GGUF file states."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int
+    rms_norm_eps: float
+    vocab_size: int
+    rope_theta: float | None = None
+    rope_parameters: RopeScaling | None = None
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def heads_of_keys(self) -> int:
+        """Number of key and value heads."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Dimensions of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope(self) -> RopeScaling:
+        """The rotary embedding, wherever this version of transformers wrote it."""
+        found = self.rope_parameters or self.rope_scaling or RopeScaling()
+        base = found.rope_theta or self.rope_theta or 10_000.0
+        return found.model_copy(update={"rope_theta": base})
+
+
+def export_gguf(
+    folder: Path, out: Path, kind: Kind, name: str, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Write a model folder as one GGUF file, whole or not at all.
+
+    Matrices are written in the given kind; those whose rows no block of the kind divides, and the norms, stay in fp32.
+
+    Raises:
+        DataError: it is not a LLaMA model, or has something that the format cannot say.
+    """
+    base = open_base(folder)
+    shape = _read_shape(base)
+    with staged_file(out) as staging:
+        writer = GGUFWriter(staging, ARCHITECTURE, use_temp_file=True)
+        _add_metadata(writer, shape, kind, name)
+        add_tokenizer(writer, folder, shape.vocab_size)
+        if (factors := _frequency_factors(shape)) is not None:
+            writer.add_tensor("rope_freqs.weight", factors)
+        for tensor_name, weight in _tensors(base, shape):
+            _add(writer, tensor_name, weight, kind)
+            advance(1)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _read_shape(base: BaseFiles) -> LlamaShape:
+    try:
+        shape = LlamaShape.model_validate(base.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}", where=str(base.folder)
+        ) from error
+    if shape.model_type != ARCHITECTURE:
+        raise DataError(f"its architecture is {shape.model_type!r}", where=str(base.folder), hint="accepted: llama")
+    if shape.rope.rope_type not in ("default", "llama3", "linear"):
+        hint = "accepted: default, linear, llama3"
+        raise DataError(f"rotary scaling {shape.rope.rope_type!r}", where=str(base.folder), hint=hint)
+    return shape
+
+
+def _add_metadata(writer: GGUFWriter, shape: LlamaShape, kind: Kind, name: str) -> None:
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[kind])
+    writer.add_quantization_version(2)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.heads_of_keys)
+    writer.add_key_length(shape.head_width)
+    writer.add_value_length(shape.head_width)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_rope_dimension_count(shape.head_width)
+    writer.add_rope_freq_base(shape.rope.rope_theta or 10_000.0)
+    writer.add_vocab_size(shape.vocab_size)
+    if shape.rope.rope_type == "linear":
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_float32("llama.rope.scaling.factor", shape.rope.factor)
+
+
+def _tensors(base: BaseFiles, shape: LlamaShape) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in read_weights(base):
+        yield _gguf_name(name, base), _permuted(name, weight, shape)
+
+
+def _gguf_name(name: str, base: BaseFiles) -> str:
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    match name.split(".", 3):
+        case ["model", "layers", number, rest] if rest in _LAYER:
+            return f"blk.{number}.{_LAYER[rest]}"
+    raise DataError(f"there is no place in the format for {name}", where=str(base.folder))
+
+
+def _permuted(name: str, weight: Tensor, shape: LlamaShape) -> Tensor:
+    """Return queries and keys with the rows of each head in llama.cpp's order.
+
+    transformers rotates the first half of a head against the second, llama.cpp neighbouring rows.
+    """
+    heads = {"q_proj": shape.num_attention_heads, "k_proj": shape.heads_of_keys}.get(name.split(".")[-2])
+    if heads is None:
+        return weight
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _add(writer: GGUFWriter, name: str, weight: Tensor, kind: Kind) -> None:
+    values = weight.to(torch.float32).numpy()
+    wanted = GGMLQuantizationType[kind.upper()]
+    if values.ndim < 2 or wanted == GGMLQuantizationType.F32:
+        writer.add_tensor(name, values)
+        return
+    if wanted == GGMLQuantizationType.F16:
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            raise DataError(f"{name} has values that float16 cannot hold", where=name, hint="write bf16 or f32")
+        writer.add_tensor(name, values.astype(np.float16))
+        return
+    try:
+        writer.add_tensor(name, quantize(values, wanted), raw_dtype=wanted)
+    except QuantError:  # a row is not a whole number of blocks
+        writer.add_tensor(name, values.astype(np.float16))
+
+
+def _frequency_factors(shape: LlamaShape) -> np.ndarray | None:
+    """Return what each rotary frequency is divided by in LLaMA 3.x, shape (head width / 2,).
+
+    Long waves are stretched by `factor`, short ones not, those between in proportion:
+    https://github.com/meta-llama/llama-models/blob/main/models/llama3/model.py, apply_scaling.
+    """
+    rope = shape.rope
+    if rope.rope_type != "llama3":
+        return None
+    width = shape.head_width
+    frequencies = (rope.rope_theta or 10_000.0) ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+    between = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = np.clip(between, 0.0, 1.0)
+    return (1 / (kept + (1 - kept) / rope.factor)).astype(np.float32)
+
+
+def read_name(folder: Path) -> str:
+    """Return what a model folder calls itself, without any path."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Path(str(config.get("_name_or_path") or folder.name)).name

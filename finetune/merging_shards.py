@@ -1,0 +1,265 @@
+"""Folds an adapter into the files of its base, weight by weight: memory stays near one shard, however large the model.
+
+Each weight is folded in fp32 and rounded once, when it is written. Nothing of the base is loaded as a model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evaluation.files import staged_folder
+from evaluation.model import DTYPES
+from finetune.errors import DataError
+from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced
+
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 2 * 2**30
+"""Largest file that is written; the largest part of the memory that folding needs."""
+_COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_COPIED_TOO = ("merges.txt", "chat_template.*")
+_TOKENIZER = "tokenizer.json"
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The weights of a base on this disk."""
+
+    folder: Path
+    config: dict[str, object]
+    files: dict[str, str]
+    """Name of a weight → file that holds it."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output embedding is the input embedding, and so is not stored."""
+        return f"{HEAD}.weight" not in self.files
+
+
+def open_base(folder: Path) -> BaseFiles:
+    """Look at a base's files without reading its weights.
+
+    Raises:
+        DataError: no weights, a damaged file, or one that is quantized.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        hint = "name the full-precision model: a 4-bit weight rounds the adapter away (docs/log.md)"
+        raise DataError("its weights are quantized, and are not folded into", where=str(folder), hint=hint)
+    files: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as opened:
+                files |= dict.fromkeys(opened.keys(), path.name)
+        except SafetensorError as error:
+            raise DataError(f"the weights cannot be read: {error}", where=str(path)) from error
+    if not files:
+        raise DataError("no *.safetensors weights in this folder", where=str(folder))
+    return BaseFiles(folder, config, files)
+
+
+def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, advance: Advance = lambda _: None) -> None:
+    """Write the base with the adapter folded in: weights of the given type, configuration and tokenizer.
+
+    Raises:
+        DataError: the adapter does not belong to this base; nothing is written.
+    """
+    check_fits(base, adapter)
+    with staged_folder(out) as staging:
+        writer = _ShardWriter(staging)
+        for name, weight in _folded(base, adapter):
+            writer.add(name, weight.to(DTYPES[dtype]))
+            advance(1)
+        names = writer.close()
+        rows = writer.rows
+        _write_config(base, staging, dtype, f"{HEAD}.weight" not in names, rows)
+        _copy_tokenizer(base, adapter, staging, rows)
+
+
+def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
+    """Check every changed module against the base: it is there, and has the shape that the adapter was made for.
+
+    Raises:
+        DataError: names the module.
+    """
+    for module in adapter.modules:
+        stored = f"{EMBEDDING if module == HEAD and base.tied else module}.weight"
+        if stored not in base.files:
+            raise DataError(
+                f"the adapter changes {module}, which this base does not have",
+                where=str(adapter.folder),
+                hint="name the base that the adapter was trained on"
+                + (f": {adapter.config.base_model_name_or_path}" if adapter.config.base_model_name_or_path else ""),
+            )
+        change, shape = adapter.change(module), _shape(base, stored)
+        found = _shape_of(change, shape)
+        brings_its_own = isinstance(change, Replaced) or (isinstance(change, LowRank) and change.own is not None)
+        resized = brings_its_own and module in (EMBEDDING, HEAD) and found[1] == shape[1]
+        if found != shape and not resized:
+            raise DataError(
+                f"{module} is {shape[0]}×{shape[1]} in this base and {found[0]}×{found[1]} for the adapter",
+                where=str(adapter.folder),
+                hint="name the base that the adapter was trained on",
+            )
+
+
+def read_weights(base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
+    """Yield every stored weight by its name, one at a time."""
+    with ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(safe_open(base.folder / name, framework="pt"))
+            for name in sorted(set(base.files.values()))
+        }
+        for name, file in sorted(base.files.items(), key=lambda item: (item[1], item[0])):
+            yield name, opened[file].get_tensor(name)
+
+
+def read_weight(base: BaseFiles, name: str) -> Tensor:
+    """Read one stored weight."""
+    with safe_open(base.folder / base.files[name], framework="pt") as file:
+        weight: Tensor = file.get_tensor(name)
+    return weight
+
+
+def _folded(base: BaseFiles, adapter: PeftFolder) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight of the result, in the order of the base's files; the two embeddings last."""
+    ends = {f"{EMBEDDING}.weight", f"{HEAD}.weight"}
+    with ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(safe_open(base.folder / name, framework="pt"))
+            for name in sorted(set(base.files.values()))
+        }
+        changed = set(adapter.modules)
+        for name, file in sorted(base.files.items(), key=lambda item: (item[1], item[0])):
+            if name not in ends:
+                weight = opened[file].get_tensor(name)
+                module = name.removesuffix(".weight")
+                yield name, adapter.change(module).applied_to(weight) if module in changed else weight
+        embedding = opened[base.files[f"{EMBEDDING}.weight"]].get_tensor(f"{EMBEDDING}.weight")
+        head = embedding if base.tied else opened[base.files[f"{HEAD}.weight"]].get_tensor(f"{HEAD}.weight")
+        yield from _ends(base, adapter, embedding, head)
+
+
+def _ends(base: BaseFiles, adapter: PeftFolder, embedding: Tensor, head: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the input embedding and, where it is another one by now, the output embedding.
+
+    Both are folded by themselves, since peft's adapter on one of two tied weights does not act on the other. The
+    exceptions are those that peft ties: trained rows, and everything under `ensure_weight_tying`.
+    """
+    modules = set(adapter.modules)
+    folded = adapter.change(EMBEDDING).applied_to(embedding) if EMBEDDING in modules else embedding
+    yield f"{EMBEDDING}.weight", folded
+    if base.tied and (not modules & {EMBEDDING, HEAD} or _stays_tied(adapter)):
+        return
+    result = adapter.change(HEAD).applied_to(head) if HEAD in modules else head
+    if not base.tied or result.shape != folded.shape or not torch.equal(result.float(), folded.float()):
+        yield f"{HEAD}.weight", result
+
+
+def _stays_tied(adapter: PeftFolder) -> bool:
+    config = adapter.config
+    return config.ensure_weight_tying or config.trainable_token_indices is not None
+
+
+def _shape(base: BaseFiles, name: str) -> tuple[int, int]:
+    with safe_open(base.folder / base.files[name], framework="pt") as file:
+        shape = file.get_slice(name).get_shape()
+    return (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
+
+
+def _shape_of(change: Change, otherwise: tuple[int, int]) -> tuple[int, int]:
+    match change:
+        case LowRank():
+            return change.shape
+        case Replaced(weight):
+            return (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else (weight.shape[0], 1)
+        case _:
+            return otherwise
+
+
+class _ShardWriter:
+    """Collects weights until a shard is full, writes it, and at last names the shards as transformers does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: dict[str, Tensor] = {}
+        self._bytes = 0
+        self._shards: list[list[str]] = []
+        self._total = 0
+        self.rows = 0
+        """Rows of the input embedding."""
+
+    def add(self, name: str, weight: Tensor) -> None:
+        size = weight.numel() * weight.element_size()
+        if self._pending and self._bytes + size > SHARD_BYTES:
+            self._flush()
+        self._pending[name] = weight.contiguous()
+        self._bytes += size
+        self._total += size
+        if name == f"{EMBEDDING}.weight":
+            self.rows = weight.shape[0]
+
+    def close(self) -> list[str]:
+        """Write what is left, name the files, and return the names of all weights."""
+        self._flush()
+        count = len(self._shards)
+        names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        if count == 1:
+            names = ["model.safetensors"]
+        for number, name in enumerate(names):
+            self._part(number).rename(self._folder / name)
+        where = {weight: name for name, shard in zip(names, self._shards, strict=True) for weight in shard}
+        if count > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(where.items()))}
+            (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return list(where)
+
+    def _flush(self) -> None:
+        if self._pending:
+            save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
+            self._shards.append(list(self._pending))
+            self._pending, self._bytes = {}, 0
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number}"
+
+
+def _write_config(base: BaseFiles, folder: Path, dtype: str, tied: bool, rows: int) -> None:
+    config = {key: value for key, value in base.config.items() if key not in ("_name_or_path", "torch_dtype")}
+    config |= {"dtype": dtype, "tie_word_embeddings": tied, "vocab_size": rows}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: int) -> None:
+    """Copy the tokenizer that the adapter was trained with, or the base's, and check that each token has its row."""
+    source = adapter.folder if (adapter.folder / _TOKENIZER).exists() else base.folder
+    for pattern in (*_COPIED, *_COPIED_TOO):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    if not (folder / "generation_config.json").exists() and (base.folder / "generation_config.json").exists():
+        shutil.copyfile(base.folder / "generation_config.json", folder / "generation_config.json")
+    if (folder / _TOKENIZER).exists():
+        largest = _largest_token_id(folder / _TOKENIZER)
+        if largest >= rows:
+            raise DataError(
+                f"the tokenizer has tokens up to {largest} and the embedding {rows} rows",
+                where=str(adapter.folder),
+                hint="the rows of added tokens are missing: save the adapter with save_embedding_layers=True",
+            )
+
+
+def _largest_token_id(file: Path) -> int:
+    from tokenizers import Tokenizer
+
+    return max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values())
