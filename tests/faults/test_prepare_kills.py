@@ -69,7 +69,14 @@ def chunks(folder: Path) -> list[Path]:
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "stderr").open("wb") as stderr:
-        return subprocess.Popen(process_command(*arguments), stderr=stderr, start_new_session=True)
+        return subprocess.Popen(
+            process_command(*arguments), stderr=stderr, start_new_session=True, preexec_fn=hear_ctrl_c
+        )
+
+
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, of which pytest may be one: they do not hear Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -145,7 +152,7 @@ def test_ctrl_c_leaves_no_process_and_no_traceback(place: Workplace, tmp_path: P
     wait_for_chunks(process, tmp_path, 2)
     workers = descendants(process)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 130, (tmp_path / "stderr").read_text(encoding="utf-8")
     assert orphans(workers) == []
     assert "Traceback" not in (tmp_path / "stderr").read_text(encoding="utf-8")
 
@@ -157,7 +164,7 @@ def test_ctrl_c_while_the_workers_start_shows_no_traceback(moment: float, place:
         assert process.poll() is None, (tmp_path / "stderr").read_text(encoding="utf-8")
     time.sleep(moment)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 130, (tmp_path / "stderr").read_text(encoding="utf-8")
     assert orphans(workers) == []
     assert "Traceback" not in (tmp_path / "stderr").read_text(encoding="utf-8")
 
