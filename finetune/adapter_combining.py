@@ -54,6 +54,7 @@ def check_combinable(adapters: Sequence[PeftFolder]) -> None:
     Raises:
         DataError: names the adapter and why not.
     """
+    shapes: dict[str, tuple[int, int]] = {}
     bases = {(one.config.base_model_name_or_path, one.config.revision) for one in adapters}
     if len(bases) > 1:
         named = ", ".join(sorted(f"{name or 'none named'}@{revision or 'any'}" for name, revision in bases))
@@ -64,8 +65,11 @@ def check_combinable(adapters: Sequence[PeftFolder]) -> None:
             hint = "merge each into the base and take `finetune adapter extract` of the results"
             raise DataError(f"{why} changes a weight by more than a product", where=str(one.folder), hint=hint)
         for module in one.modules:
-            if not {"lora_A.weight", "lora_embedding_A"} & set(one.parts[module]):
-                raise DataError(f"{module} was trained whole, and two such cannot be mixed", where=str(one.folder))
+            change = one.change(module)
+            if not isinstance(change, LowRank) or change.own is not None:
+                raise DataError(f"{module} was trained or saved whole, and such are not mixed", where=str(one.folder))
+            if shapes.setdefault(module, change.shape) != change.shape:
+                raise DataError(f"{module} has another shape than in the others", where=str(one.folder))
 
 
 def combine(adapters: Sequence[PeftFolder], module: str, mix: Mix) -> Factors:

@@ -57,7 +57,7 @@ def show_adapter(folder: Path) -> None:
     console.print(
         f"kind      {config.kind}, rank {config.r}, alpha {config.lora_alpha:g}", markup=False, soft_wrap=True
     )
-    table = Table("layers", "count", "shape", "‖change‖, mean", box=None, padding=(0, 2, 0, 0))
+    table = Table("layers", "count", "shape", "‖s·B·A‖, mean", box=None, padding=(0, 2, 0, 0))
     for line in describe_change(adapter):
         table.add_row(*line)
     console.print(table)
@@ -84,6 +84,10 @@ def check_adapter(folder: Path, base: str | None, cache: Path) -> None:
 def diff_adapters(one: Path, other: Path) -> None:
     """Print how alike two adapters are, module by module: length of each change and the angle between them."""
     first, second = open_peft_folder(one), open_peft_folder(other)
+    for adapter in (first, second):
+        if adapter.config.residual or adapter.config.use_dora:
+            what = f"{adapter.config.kind} changes a weight by more than its factors say"
+            raise DataError(what, where=str(adapter.folder), hint="merge both and compare what they answer")
     table = Table("module", "‖first‖", "‖second‖", "cosine", box=None, padding=(0, 2, 0, 0))
     modules = sorted({*first.modules, *second.modules})
     for module in modules[:SHOWN_MODULES]:
@@ -101,6 +105,7 @@ def combine_adapters(folders: Sequence[Path], mix: Mix, out: Path) -> None:
     Raises:
         DataError: they cannot be mixed, and why not.
     """
+    refuse_used(out)
     adapters = [open_peft_folder(folder) for folder in folders]
     check_combinable(adapters)
     modules = sorted({module for adapter in adapters for module in adapter.modules})
@@ -125,6 +130,7 @@ def combine_adapters(folders: Sequence[Path], mix: Mix, out: Path) -> None:
 
 def extract(tuned: Path, base: str, rank: int, out: Path, cache: Path) -> None:
     """Write the adapter that is nearest to the difference of two models."""
+    refuse_used(out)
     reporter = Reporter()
     found = resolve_base(Base(model=base), cache, reporter.say)
     with reporter.bar("extract", len(open_base(tuned).files)) as advance:
@@ -147,6 +153,7 @@ def merge_adapter(folder: Path, base: str | None, out: Path, dtype: str, cache: 
         DataError: the adapter cannot be folded, or not into this base.
         ProofFailed: the result is not the two together; it is not kept.
     """
+    refuse_used(out)
     reporter = Reporter()
     adapter = open_peft_folder(folder)
     files = find_base(adapter, base, cache, reporter)
@@ -162,6 +169,16 @@ def merge_adapter(folder: Path, base: str | None, out: Path, dtype: str, cache: 
         write_model(staging / "merge.json", proof)
     captured = "" if proof.least_captured is None else f", at least {proof.least_captured:.1%} of each change kept"
     reporter.say(f"{out}: {len(proof.modules)} modules folded, largest error {proof.largest_error:.1e}{captured}")
+
+
+def refuse_used(out: Path) -> None:
+    """Check that nothing would be lost by writing a folder.
+
+    Raises:
+        DataError: there is something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError("there is something there already", where=str(out), hint="name another folder, or empty it")
 
 
 def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Reporter) -> BaseFiles:

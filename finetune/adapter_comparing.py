@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 
+from finetune.errors import DataError
 from finetune.peft_weights import LowRank, PeftFolder
 
 
@@ -35,6 +36,7 @@ def likeness(one: PeftFolder, other: PeftFolder, module: str | None) -> tuple[st
 
 def inner(one: LowRank, other: LowRank) -> float:
     """Return ⟨s·B·A, t·D·C⟩ without forming a product: tr((BᵀD)(CAᵀ))."""
+    assert one.shape == other.shape
     up = one.up.double().T @ other.up.double()
     down = one.down.double() @ other.down.double().T
     return float((up * down).sum()) * one.scaling * other.scaling
@@ -43,6 +45,8 @@ def inner(one: LowRank, other: LowRank) -> float:
 def _inner_products(one: PeftFolder, other: PeftFolder, module: str) -> tuple[float, float, float]:
     changes = [adapter.change(module) if module in adapter.parts else None for adapter in (one, other)]
     first, second = (change if isinstance(change, LowRank) else None for change in changes)
+    if first and second and first.shape != second.shape:
+        raise DataError(f"{module} has another shape than in {one.folder}", where=str(other.folder))
     return (
         inner(first, first) if first else 0.0,
         inner(second, second) if second else 0.0,

@@ -13,6 +13,7 @@ from evaluation.files import staged_folder
 from finetune.adapter_combining import Factors, factorize
 from finetune.errors import DataError
 from finetune.merging_shards import BaseFiles, open_base, read_weight
+from finetune.peft_weights import EMBEDDING, HEAD
 from finetune.peft_writing import copy_tokenizer, write_lora
 
 
@@ -40,31 +41,38 @@ def extract_adapter(
     _check_alike(before, after)
     factors: dict[str, Factors] = {}
     saved: dict[str, Tensor] = {}
-    for weight_name in sorted(after.files):
-        new, old = read_weight(after, weight_name).float(), _old(before, weight_name)
+    for name in sorted({*after.files, f"{HEAD}.weight"}):
+        new, old = _read(after, name), _read(before, name)
         advance(1)
         if torch.equal(new, old):
             continue
-        module = weight_name.removesuffix(".weight")
+        module = name.removesuffix(".weight")
+        if module == name or new.shape != old.shape:
+            what = "changed, and an adapter has no room for a bias" if module == name else "has another shape"
+            raise DataError(f"{name} {what}", where=str(tuned))
         if new.ndim == 2 and module.endswith("_proj"):
             factors[module] = factorize(new - old, rank, torch.Generator().manual_seed(0))
         else:
             saved[module] = new
     if not factors and not saved:
         raise DataError("the two models have the same weights: there is nothing to extract", where=str(tuned))
+    if not factors:  # peft wants one at least
+        first = next(name for name in sorted(before.files) if name.endswith("_proj.weight"))
+        out_features, in_features = read_weight(before, first).shape
+        zero = Factors(torch.zeros(1, in_features), torch.zeros(out_features, 1), 1.0)
+        factors[first.removesuffix(".weight")] = zero
     with staged_folder(out) as staging:
         write_lora(staging, factors, saved, (name or base.name, None))
         copy_tokenizer(tuned, staging)
     return Extracted({module: one.energy for module, one in factors.items()}, tuple(sorted(saved)))
 
 
-def _old(base: BaseFiles, name: str) -> Tensor:
-    stored = name if name in base.files else "model.embed_tokens.weight"  # the head of a tied base
+def _read(base: BaseFiles, name: str) -> Tensor:
+    stored = name if name in base.files else f"{EMBEDDING}.weight"  # the head of a tied model
     return read_weight(base, stored).float()
 
 
 def _check_alike(before: BaseFiles, after: BaseFiles) -> None:
-    odd = sorted(set(before.files) ^ set(after.files) - {"lm_head.weight"})
-    odd = [name for name in odd if name != "lm_head.weight"]
+    odd = sorted((set(before.files) ^ set(after.files)) - {f"{HEAD}.weight"})
     if odd:
         raise DataError(f"only one of the two models has {odd[0]}", where=str(after.folder))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaModel, PreTrainedModel
 
-from evaluation.files import sha256_of_file, sha256_of_folder, write_model
+from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, write_model
 from evaluation.model import ModelSpec, load_base
 from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
 from finetune.errors import DataError, ProofFailed
 from finetune.gguf import load_gguf
-from finetune.gguf_export import Kind, export_gguf
+from finetune.gguf_export import Kind, export_gguf, read_frequencies
 from finetune.merging_shards import open_base
 
 LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2}
@@ -57,22 +58,21 @@ def export_model(model: Path, out: Path, kind: Kind) -> None:
 
     Raises:
         DataError: there is no such model, or the format cannot hold it.
-        ProofFailed: what is read back is not the model; the file is removed.
+        ProofFailed: what is read back is not the model; nothing is written.
     """
     folder = model / "merged" if (model / "merged" / "config.json").exists() else model
     if not (folder / "config.json").exists():
         raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
     reporter = Reporter()
-    with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
-        export_gguf(folder, out, kind, _name(model), advance)
-    try:
+    beside = out.with_name(f"{out.name}.json")
+    with staged_file(out) as staging:
+        with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
+            export_gguf(folder, staging, kind, _name(model), advance)
         with reporter.bar("read back and compare", 1) as advance:
-            proof = prove_export(folder, out, kind)
+            proof = prove_export(folder, staging, kind)
             advance(1)
-    except ProofFailed:
-        out.unlink()
-        raise
-    write_model(out.with_name(f"{out.name}.json"), proof)
+        beside.unlink(missing_ok=True)  # it is about the file that is replaced now
+    write_model(beside, proof)
     size = out.stat().st_size / 2**20
     reporter.say(f"{out}: {size:,.0f} MiB, tokens equal, KL {proof.mean_kl:.1e}, {proof.agreement:.1%} agreement")
 
@@ -86,6 +86,8 @@ def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
     before = load_base(ModelSpec(folder, dtype="float32", device="cpu"))
     tokenizer = load_tokenizer(folder)
     after, read_tokenizer = load_gguf(file.parent, file.name)
+    # transformers 5.23 reads no rotary scaling from a GGUF file of this architecture; llama.cpp does.
+    cast(LlamaModel, after.base_model).rotary_emb.register_buffer("inv_freq", read_frequencies(file), persistent=False)
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in PROBE_TEXTS]
     for text, expected in zip(PROBE_TEXTS, ids, strict=True):
         if read_tokenizer(text, add_special_tokens=False).input_ids != expected:

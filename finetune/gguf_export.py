@@ -5,7 +5,6 @@ What llama.cpp expects of the format: https://github.com/ggml-org/ggml/blob/mast
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-from gguf.quants import QuantError, quantize
-from pydantic import BaseModel, ConfigDict, ValidationError
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf.quants import quantize
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from evaluation.files import staged_file
@@ -58,7 +57,8 @@ class RopeScaling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rope_type: str = "default"
+    rope_type: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
+    """Older models call it `type`."""
     rope_theta: float | None = None
     factor: float = 1.0
     low_freq_factor: float = 1.0
@@ -108,7 +108,7 @@ def export_gguf(
 ) -> None:
     """Write a model folder as one GGUF file, whole or not at all.
 
-    Matrices are written in the given kind; those whose rows no block of the kind divides, and the norms, stay in fp32.
+    Matrices are written in the given kind; those whose rows no block of the kind divides in fp16, the norms in fp32.
 
     Raises:
         DataError: it is not a LLaMA model, or has something that the format cannot say.
@@ -199,15 +199,13 @@ def _add(writer: GGUFWriter, name: str, weight: Tensor, kind: Kind) -> None:
     if values.ndim < 2 or wanted == GGMLQuantizationType.F32:
         writer.add_tensor(name, values)
         return
-    if wanted == GGMLQuantizationType.F16:
-        if np.abs(values).max() > np.finfo(np.float16).max:
-            raise DataError(f"{name} has values that float16 cannot hold", where=name, hint="write bf16 or f32")
-        writer.add_tensor(name, values.astype(np.float16))
-        return
-    try:
+    block, _ = GGML_QUANT_SIZES[wanted]
+    if wanted != GGMLQuantizationType.F16 and values.shape[-1] % block == 0:
         writer.add_tensor(name, quantize(values, wanted), raw_dtype=wanted)
-    except QuantError:  # a row is not a whole number of blocks
-        writer.add_tensor(name, values.astype(np.float16))
+        return
+    if np.abs(values).max() > np.finfo(np.float16).max:
+        raise DataError(f"{name} has values that float16 cannot hold", where=name, hint="write bf16 or f32")
+    writer.add_tensor(name, values.astype(np.float16))
 
 
 def _frequency_factors(shape: LlamaShape) -> np.ndarray | None:
@@ -227,7 +225,12 @@ def _frequency_factors(shape: LlamaShape) -> np.ndarray | None:
     return (1 / (kept + (1 - kept) / rope.factor)).astype(np.float32)
 
 
-def read_name(folder: Path) -> str:
-    """Return what a model folder calls itself, without any path."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Path(str(config.get("_name_or_path") or folder.name)).name
+def read_frequencies(file: Path) -> Tensor:
+    """Return the inverse rotary frequencies that a file states, shape (head width / 2,), as llama.cpp computes them."""
+    reader = GGUFReader(file)
+    base, width = (reader.fields[f"llama.rope.{key}"].contents() for key in ("freq_base", "dimension_count"))
+    frequencies = float(base) ** -(np.arange(0, int(width), 2, dtype=np.float64) / int(width))
+    factors = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+    scaling = reader.fields.get("llama.rope.scaling.factor")
+    stretched = frequencies / (factors[0] if factors else 1.0) / (float(scaling.contents()) if scaling else 1.0)
+    return torch.from_numpy(stretched.astype(np.float32))

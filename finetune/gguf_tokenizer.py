@@ -23,6 +23,9 @@ LLAMA3_CUT = (
 """The regular expression of LLaMA 3's tokenizer, by which it is known."""
 
 
+_ACCEPTED = "accepted: the tokenizers of LLaMA 2, LLaMA 3, SmolLM and GPT-2"
+
+
 class AddedToken(BaseModel):
     """A token beside the BPE vocabulary."""
 
@@ -50,6 +53,7 @@ class TokenizerFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     added_tokens: list[AddedToken] = []
+    normalizer: JsonValue = None
     pre_tokenizer: JsonValue = None
     post_processor: JsonValue = None
     model: BpeModel
@@ -64,11 +68,14 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     file = _read(folder)
     tokens, kinds = _tokens(file, rows, str(folder))
     if file.model.byte_fallback:
+        writer.add_add_space_prefix(_prepends(file.normalizer, str(folder)))
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         # Their ids are in the order of their merges, which is what llama.cpp's scores have to say.
         writer.add_token_scores([-float(number) for number in range(rows)])
     else:
+        if file.normalizer is not None:
+            raise DataError("its tokenizer changes text before it cuts it", where=str(folder), hint=_ACCEPTED)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_cut(file.pre_tokenizer, str(folder)))
         writer.add_token_merges([_spelled(merge) for merge in file.model.merges])
@@ -137,9 +144,18 @@ def _cut(pre_tokenizer: JsonValue, where: str) -> str:
     raise DataError(
         "its tokenizer cuts text in a way that GGUF has no word for here",
         where=where,
-        hint="accepted: LLaMA 2's, LLaMA 3's, SmolLM's and GPT-2's; "
-        + json.dumps(pre_tokenizer, ensure_ascii=False)[:120],
+        hint=f"{_ACCEPTED}; its own is {json.dumps(pre_tokenizer, ensure_ascii=False)[:120]}",
     )
+
+
+def _prepends(normalizer: JsonValue, where: str) -> bool:
+    """Say whether a text gets a space before it; anything but that, and spaces spelled as ▁, is refused."""
+    steps = normalizer if isinstance(normalizer, dict) else {}
+    parts = steps.get("normalizers", [steps])
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    if kinds not in (["Prepend", "Replace"], ["Replace"]):
+        raise DataError("its tokenizer changes text before it cuts it", where=where, hint=_ACCEPTED)
+    return kinds[0] == "Prepend"
 
 
 def _described(part: JsonValue) -> str:

@@ -91,9 +91,12 @@ def describe_environment() -> Environment:
 
 
 def _has_gpu() -> bool:
-    if version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    build = version("torch")
+    if build.endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path(name).exists() for name in ("/dev/kfd", "/dev/dxg"))
+    if "rocm" in build:
+        return Path("/dev/kfd").exists()
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
 
 
 def _processor_flags() -> set[str]:

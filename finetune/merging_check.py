@@ -6,6 +6,7 @@ beside it. What rounding left of the change is measured too: a change below the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from evaluation.files import sha256_of_folder
 from evaluation.model import DTYPES
 from finetune.errors import ProofFailed
-from finetune.merging_shards import BaseFiles, open_base, read_weight
+from finetune.merging_shards import BaseFiles, open_base, read_weight, stays_tied
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder
 
 PROBES = 8
 """Random inputs for each weight."""
+ROWS_AT_A_TIME = 4096
+"""Rows of a weight that are compared at once, so that a vocabulary does not fill the memory."""
 LARGEST_ERROR = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Of a folded output against the unmerged one, relative to its norm: four times the type's rounding, 1e-5 in fp32."""
 LEAST_CAPTURED = 0.9
@@ -36,7 +39,7 @@ class ModuleProof(BaseModel):
     error: float
     """‖folded·x − (base·x + adapter(x))‖ / ‖base·x + adapter(x)‖ over the probes, as written."""
     captured: float | None
-    """⟨written − base, change⟩ / ‖change‖²: 1 where nothing was lost; none where the module was replaced whole."""
+    """⟨written − base, change⟩ / ‖change‖²: 1 where nothing was lost; none where there is no such share."""
 
 
 class FoldProof(BaseModel):
@@ -67,7 +70,11 @@ def prove_folded(
     written = open_base(merged)
     changed = {f"{module}.weight" for module in adapter.modules} | {f"{EMBEDDING}.weight", f"{HEAD}.weight"}
     modules = []
+    _check_ends(base, adapter, written, dtype)
+    tied = stays_tied(base, adapter)
     for module in adapter.modules:
+        if module == HEAD and tied:
+            continue  # the same weight as the input embedding
         modules.append(_compare(base, adapter, written, module))
         advance(1)
     for name in sorted(set(base.files) - changed):
@@ -89,20 +96,37 @@ def prove_folded(
 
 
 def _compare(base: BaseFiles, adapter: PeftFolder, written: BaseFiles, module: str) -> ModuleProof:
-    folded, own = _stored(written, module).float(), _stored(base, module).float()
     change = adapter.change(module)
     if not isinstance(change, LowRank):
-        expected = change.applied_to(own)
-        error = float((folded - expected).norm() / expected.norm())
-        return ModuleProof(module=module, error=error, captured=None)
-    own = own if change.own is None else change.own.float()
-    target = change.applied_to(own) if change.magnitude is not None or change.residual else None
-    inputs = torch.randn(PROBES, own.shape[1], generator=torch.Generator().manual_seed(0))
-    beside = inputs @ target.T if target is not None else inputs @ own.T + _through(change, inputs)
-    error = float((inputs @ folded.T - beside).norm() / beside.norm())
-    delta = (target if target is not None else own + change.product()) - own
-    captured = float(((folded - own) * delta).double().sum() / delta.double().square().sum())
-    return ModuleProof(module=module, error=error, captured=captured)
+        expected = change.applied_to(_stored(base, module))
+        return ModuleProof(module=module, error=_relative(_stored(written, module).float(), expected), captured=None)
+    whole = change.applied_to(_stored(base, module)) if _needs_the_whole(change) else None
+    inputs = torch.randn(PROBES, change.shape[1], generator=torch.Generator().manual_seed(0))
+    through = _through(change, inputs)
+    sums = torch.zeros(4, dtype=torch.float64)
+    for start in range(0, change.shape[0], ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        folded = _stored(written, module, rows).float()
+        own = (_stored(base, module, rows) if change.own is None else change.own[rows]).float()
+        beside = inputs @ own.T + through[:, rows] if whole is None else inputs @ whole[rows].T
+        delta = change.product(rows) if whole is None else whole[rows] - own
+        wrong = inputs @ folded.T - beside
+        parts = (wrong.square(), beside.square(), (folded - own) * delta, delta.square())
+        sums += torch.stack([part.double().sum() for part in parts])
+    wrong_2, beside_2, kept, change_2 = sums.tolist()
+    error = math.sqrt(wrong_2 / beside_2) if beside_2 else math.sqrt(wrong_2)
+    return ModuleProof(module=module, error=error, captured=kept / change_2 if change_2 else None)
+
+
+def _needs_the_whole(change: LowRank) -> bool:
+    """Say whether a row of the result depends on other rows: through a decomposition, or the length of a column."""
+    return change.magnitude is not None or change.residual is not None
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).norm() / max(float(expected.norm()), 1e-30))
 
 
 def _through(change: LowRank, inputs: Tensor) -> Tensor:
@@ -112,9 +136,27 @@ def _through(change: LowRank, inputs: Tensor) -> Tensor:
     return change.scaling * ((inputs @ change.down.float().T) @ change.up.float().T)
 
 
-def _stored(base: BaseFiles, module: str) -> Tensor:
+def _stored(base: BaseFiles, module: str, rows: slice = slice(None)) -> Tensor:
     name = f"{module}.weight"
-    return read_weight(base, name if name in base.files else f"{EMBEDDING}.weight")
+    return read_weight(base, name if name in base.files else f"{EMBEDDING}.weight", rows)
+
+
+def _check_ends(base: BaseFiles, adapter: PeftFolder, written: BaseFiles, dtype: str) -> None:
+    """Check the embeddings that the adapter has no part of: the base's own, or the same weight as the other end."""
+    tied = stays_tied(base, adapter)
+    if tied and not written.tied:
+        raise ProofFailed("the two embeddings are no longer one weight", where=str(written.folder))
+    for end in {EMBEDDING, HEAD} - set(adapter.modules):
+        if end == HEAD and (tied or _brings_its_own(adapter)):
+            continue  # compared as the input embedding
+        found, expected = _stored(written, end), _stored(base, end).to(DTYPES[dtype])
+        if not torch.equal(found, expected):
+            raise ProofFailed(f"{end} has no adapter and is not the base's", where=str(written.folder))
+
+
+def _brings_its_own(adapter: PeftFolder) -> bool:
+    change = adapter.change(EMBEDDING) if EMBEDDING in adapter.modules else None
+    return isinstance(change, LowRank) and change.own is not None
 
 
 def _check(proof: FoldProof, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Folds an adapter into the files of its base, weight by weight: memory stays near one shard, however large the model.
+"""Folds an adapter into the files of its base, weight by weight: memory does not grow with the model.
 
 Each weight is folded in fp32 and rounded once, when it is written. Nothing of the base is loaded as a model.
 """
@@ -20,11 +20,11 @@ from torch import Tensor
 from evaluation.files import staged_folder
 from evaluation.model import DTYPES
 from finetune.errors import DataError
-from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced
+from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 2 * 2**30
-"""Largest file that is written; the largest part of the memory that folding needs."""
+"""Largest file that is written: two of them are the memory that folding needs, and three times the largest weight."""
 _COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _COPIED_TOO = ("merges.txt", "chat_template.*")
 _TOKENIZER = "tokenizer.json"
@@ -53,7 +53,10 @@ def open_base(folder: Path) -> BaseFiles:
     Raises:
         DataError: no weights, a damaged file, or one that is quantized.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError("no model in this folder: its config.json is missing or damaged", where=str(folder)) from error
     if "quantization_config" in config:
         hint = "name the full-precision model: a 4-bit weight rounds the adapter away (docs/log.md)"
         raise DataError("its weights are quantized, and are not folded into", where=str(folder), hint=hint)
@@ -64,9 +67,18 @@ def open_base(folder: Path) -> BaseFiles:
                 files |= dict.fromkeys(opened.keys(), path.name)
         except SafetensorError as error:
             raise DataError(f"the weights cannot be read: {error}", where=str(path)) from error
-    if not files:
-        raise DataError("no *.safetensors weights in this folder", where=str(folder))
-    return BaseFiles(folder, config, files)
+    if f"{EMBEDDING}.weight" not in files:
+        what = f"there is no {EMBEDDING}.weight in it" if files else "no *.safetensors weights in this folder"
+        raise DataError(what, where=str(folder), hint="name a LLaMA model as transformers writes it")
+    files = {name: file for name, file in files.items() if not name.endswith(".rotary_emb.inv_freq")}
+    base = BaseFiles(folder, config, files)
+    if not base.tied and config.get("tie_word_embeddings") and _ends_are_equal(base):
+        del files[f"{HEAD}.weight"]  # stored twice, and tied when it is loaded
+    return base
+
+
+def _ends_are_equal(base: BaseFiles) -> bool:
+    return torch.equal(read_weight(base, f"{EMBEDDING}.weight"), read_weight(base, f"{HEAD}.weight"))
 
 
 def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, advance: Advance = lambda _: None) -> None:
@@ -93,6 +105,9 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
     Raises:
         DataError: names the module.
     """
+    if base.tied and adapter.config.residual and HEAD in adapter.modules:
+        what = f"{adapter.config.kind} on the output embedding changes the input embedding as well, which is tied to it"
+        raise DataError(what, where=str(adapter.folder), hint="save it as a plain LoRA, as docs/adapters.md says")
     for module in adapter.modules:
         stored = f"{EMBEDDING if module == HEAD and base.tied else module}.weight"
         if stored not in base.files:
@@ -104,7 +119,7 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
             )
         change, shape = adapter.change(module), _shape(base, stored)
         found = _shape_of(change, shape)
-        brings_its_own = isinstance(change, Replaced) or (isinstance(change, LowRank) and change.own is not None)
+        brings_its_own = isinstance(change, Replaced) or change.own is not None
         resized = brings_its_own and module in (EMBEDDING, HEAD) and found[1] == shape[1]
         if found != shape and not resized:
             raise DataError(
@@ -125,10 +140,10 @@ def read_weights(base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
             yield name, opened[file].get_tensor(name)
 
 
-def read_weight(base: BaseFiles, name: str) -> Tensor:
-    """Read one stored weight."""
+def read_weight(base: BaseFiles, name: str, rows: slice = slice(None)) -> Tensor:
+    """Read one stored weight, or some of its rows."""
     with safe_open(base.folder / base.files[name], framework="pt") as file:
-        weight: Tensor = file.get_tensor(name)
+        weight: Tensor = file.get_tensor(name) if rows == slice(None) else file.get_slice(name)[rows]
     return weight
 
 
@@ -158,18 +173,29 @@ def _ends(base: BaseFiles, adapter: PeftFolder, embedding: Tensor, head: Tensor)
     exceptions are those that peft ties: trained rows, and everything under `ensure_weight_tying`.
     """
     modules = set(adapter.modules)
-    folded = adapter.change(EMBEDDING).applied_to(embedding) if EMBEDDING in modules else embedding
+    change = adapter.change(EMBEDDING) if EMBEDDING in modules else None
+    folded = embedding if change is None else change.applied_to(embedding)
     yield f"{EMBEDDING}.weight", folded
-    if base.tied and (not modules & {EMBEDDING, HEAD} or _stays_tied(adapter)):
+    if stays_tied(base, adapter):
         return
+    if base.tied and isinstance(change, LowRank) and change.own is not None:
+        head = change.own  # what was one weight before the adapter still is
     result = adapter.change(HEAD).applied_to(head) if HEAD in modules else head
-    if not base.tied or result.shape != folded.shape or not torch.equal(result.float(), folded.float()):
+    if result.shape != folded.shape:
+        raise DataError(
+            f"the adapter's input embedding has {folded.shape[0]} rows and its output embedding {result.shape[0]}",
+            where=str(adapter.folder),
+            hint="save it with save_embedding_layers=True, so that both are in it",
+        )
+    if not base.tied or not torch.equal(result.float(), folded.float()):
         yield f"{HEAD}.weight", result
 
 
-def _stays_tied(adapter: PeftFolder) -> bool:
-    config = adapter.config
-    return config.ensure_weight_tying or config.trainable_token_indices is not None
+def stays_tied(base: BaseFiles, adapter: PeftFolder) -> bool:
+    """Say whether input and output embedding are one weight before and after."""
+    config, ends = adapter.config, {EMBEDDING, HEAD}
+    tied_by_peft = config.ensure_weight_tying or config.trainable_token_indices is not None
+    return base.tied and (tied_by_peft or not ends & set(adapter.modules))
 
 
 def _shape(base: BaseFiles, name: str) -> tuple[int, int]:
@@ -182,7 +208,7 @@ def _shape_of(change: Change, otherwise: tuple[int, int]) -> tuple[int, int]:
     match change:
         case LowRank():
             return change.shape
-        case Replaced(weight):
+        case Replaced(weight) | Rows(own=Tensor() as weight):
             return (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else (weight.shape[0], 1)
         case _:
             return otherwise

@@ -46,8 +46,9 @@ _REASONS = {
 }
 _INITIAL = re.compile(r"gaussian|eva|pissa|olora")
 """What `init_lora_weights` may be, beside a boolean; of these, `pissa` and `olora` change the base."""
-_PATTERN = re.compile(r"[\w.\\^$|()\[\]-]+", re.ASCII)
-"""Keys of `rank_pattern` and `alpha_pattern`, which peft takes for regular expressions: none that repeats anything."""
+_PATTERN = re.compile(r"\^?(\w|-|\\?\.|\\d)+\$?", re.ASCII)
+"""Keys of `rank_pattern` and `alpha_pattern`, which peft takes for regular expressions: names, with dots and digits."""
+_LONGEST_PATTERN = 200
 
 
 class PeftConfig(BaseModel):
@@ -122,8 +123,8 @@ def _why_not(config: PeftConfig) -> str | None:
     if config.bias != "none":
         return f"bias: {config.bias!r}, for which a LLaMA layer has no room"
     for key in (*config.rank_pattern, *config.alpha_pattern):
-        if not _PATTERN.fullmatch(key):
-            return f"the pattern {key[:60]!r} repeats something; names of modules are accepted"
+        if len(key) > _LONGEST_PATTERN or not _PATTERN.fullmatch(key):
+            return f"the pattern {key[:60]!r} is more than a name; names of modules are accepted"
     start = config.init_lora_weights
     if isinstance(start, str) and not _INITIAL.fullmatch(start):
         hint = "save it again with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"

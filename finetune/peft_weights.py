@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,14 +19,6 @@ from finetune.peft_config import PeftConfig, load_peft_config
 ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-
-
-class Change(Protocol):
-    """Something that is done to one weight."""
-
-    def applied_to(self, _: Tensor, /) -> Tensor:
-        """Return the changed weight, in fp32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,10 +44,11 @@ class LowRank:
         out, width = self.up.shape[0], self.down.shape[1]
         return (width, out) if self.is_embedding else (out, width)
 
-    def product(self) -> Tensor:
-        """Return s·B·A in the shape of the weight."""
-        delta = self.scaling * (self.up.float() @ self.down.float())
-        return delta.T if self.is_embedding else delta
+    def product(self, rows: slice = slice(None)) -> Tensor:
+        """Return s·B·A in the shape of the weight, or some of its rows."""
+        if self.is_embedding:
+            return self.scaling * (self.down[:, rows].float().T @ self.up.float().T)
+        return self.scaling * (self.up[rows].float() @ self.down.float())
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """Return the changed weight, in fp32."""
@@ -86,10 +78,20 @@ class Rows:
 
     indices: tuple[int, ...]
     rows: Tensor
+    own: Tensor | None = None
+    """The embedding that the rows belong to, where the adapter brings it along."""
 
     def applied_to(self, weight: Tensor) -> Tensor:
         """Return the embedding with the trained rows, in fp32."""
-        return weight.float().index_copy(0, torch.tensor(self.indices), self.rows.float())
+        return (
+            (weight if self.own is None else self.own)
+            .float()
+            .index_copy(0, torch.tensor(self.indices, dtype=torch.long), self.rows.float())
+        )
+
+
+Change = LowRank | Replaced | Rows
+"""Something that is done to one weight."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,11 @@ class PeftFolder:
         """
         tensors = self._read(module)
         match self.parts[module]:
-            case ("weight",) | ("base_layer.weight",):
+            case ("weight",) | ("base_layer.weight",) | ("token_adapter.base_layer.weight",):
                 return Replaced(*tensors.values())
-            case ("token_adapter.trainable_tokens_delta",):
-                return Rows(self._token_indices(module), *tensors.values())
+            case (*_, "token_adapter.trainable_tokens_delta"):
+                rows = tensors["token_adapter.trainable_tokens_delta"]
+                return Rows(self._token_indices(module), rows, tensors.get("token_adapter.base_layer.weight"))
             case _:
                 return self._low_rank(module, tensors)
 
@@ -125,6 +128,12 @@ class PeftFolder:
         is_embedding = "lora_embedding_A" in tensors
         ends = ("embedding_A", "embedding_B") if is_embedding else ("A.weight", "B.weight")
         down, up = (tensors[f"lora_{end}"] for end in ends)
+        if down.ndim != 2 or up.ndim != 2:
+            raise DataError(
+                f"{module}: its factors are empty or no matrices",
+                where=str(self.folder / ADAPTER_FILE),
+                hint="gather the weights before saving, where training split them (DeepSpeed ZeRO-3)",
+            )
         rank = self.config.rank(module)
         if down.shape[0] != rank or up.shape[1] != rank:
             raise DataError(
@@ -132,9 +141,11 @@ class PeftFolder:
                 where=str(self.folder / ADAPTER_FILE),
             )
         magnitude, own = tensors.get("lora_magnitude_vector"), tensors.get("base_layer.weight")
+        # peft starts embeddings as plain LoRA; and a weight that is brought along is what the start left already.
+        residual = None if is_embedding or own is not None else self.config.residual
         if self.config.use_dora != (magnitude is not None):
             raise DataError(f"{module}: use_dora and the tensors disagree", where=str(self.folder / ADAPTER_FILE))
-        return LowRank(down, up, self.config.scaling(module), magnitude, self.config.residual, is_embedding, own)
+        return LowRank(down, up, self.config.scaling(module), magnitude, residual, is_embedding, own)
 
     def _token_indices(self, module: str) -> tuple[int, ...]:
         indices = self.config.trainable_token_indices
@@ -158,13 +169,19 @@ _KINDS = (
     {"weight"},
     {"base_layer.weight"},
     {"token_adapter.trainable_tokens_delta"},
+    {"token_adapter.base_layer.weight"},
+    {"token_adapter.base_layer.weight", "token_adapter.trainable_tokens_delta"},
     {"lora_A.weight", "lora_B.weight"},
     {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"},
     {"lora_embedding_A", "lora_embedding_B"},
     {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
     {"base_layer.weight", "lora_A.weight", "lora_B.weight"},
+    {"base_layer.weight", "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"},
     {"base_layer.weight", "lora_embedding_A", "lora_embedding_B"},
+    {"base_layer.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
 )
+_TWICE = {"original_module.weight", "modules_to_save.weight"}
+"""What peft writes beside a module's new weight when it saves embeddings: the old one, and the new one once more."""
 """Which tensors a module may have; peft saves a resized or targeted embedding with the base's weight."""
 
 
@@ -189,16 +206,19 @@ def open_peft_folder(folder: Path, where: str | None = None) -> PeftFolder:
 
 def _by_module(names: list[str], where: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     found: dict[str, list[str]] = {}
-    endings = sorted({ending for kind in _KINDS for ending in kind}, key=len, reverse=True)
+    endings = sorted({*_TWICE, *(ending for kind in _KINDS for ending in kind)}, key=len, reverse=True)
     for name in names:
         ending = next((ending for ending in endings if name.endswith(f".{ending}")), None)
         if ending is None or not name.startswith(_PREFIX) or "lora_" in name.removesuffix(ending):
             raise DataError(f"the adapter has a tensor that is not known here: {name!r}", where=where)
         found.setdefault(name.removeprefix(_PREFIX).removesuffix(f".{ending}"), []).append(ending)
+    if not found:
+        raise DataError("the adapter has no tensors", where=where)
     for module, parts in found.items():
-        if set(parts) not in _KINDS:
+        needed = set(parts) - _TWICE if "weight" in parts else set(parts)
+        if needed not in _KINDS:
             raise DataError(f"{module} has {', '.join(sorted(parts))}, which make no whole adapter", where=where)
-        yield module, tuple(sorted(parts))
+        yield module, tuple(sorted(needed))
 
 
 def _without_start(weight: Tensor, change: LowRank) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.adapter_combining import Factors
 from finetune.peft_config import CONFIG_FILE
-from finetune.peft_weights import ADAPTER_FILE, EMBEDDING, HEAD
+from finetune.peft_weights import ADAPTER_FILE, EMBEDDING
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template.*", "vocab.json", "merges.txt")
 
@@ -63,5 +63,6 @@ def _config(ranks: Mapping[str, int], saved: Sequence[str], base: tuple[str | No
         "target_modules": sorted(ranks),
         "rank_pattern": others,
         "alpha_pattern": dict(others),
-        "modules_to_save": sorted({HEAD if name == HEAD else name.rsplit(".", 1)[-1] for name in saved}) or None,
+        # By their full names: peft compares ends, and `norm` would be every normalization.
+        "modules_to_save": sorted(saved) or None,
     }

@@ -66,7 +66,14 @@ BAD: dict[str, tuple[Callable[[Config, Tensors], None], str]] = {
     ),
     "CorDA": (setting(init_lora_weights="corda"), "init_lora_weights: 'corda'"),
     "a setting of tomorrow": (setting(use_quantum=True), "use_quantum: a setting that is not known here"),
-    "a pattern that takes for ever": (setting(rank_pattern={"(a+)+b": 4}), "repeats something"),
+    "a pattern that takes for ever": (setting(rank_pattern={"(a+)+b": 4}), "is more than a name"),
+    "a pattern of alternatives": (setting(rank_pattern={"(.|.)" * 26: 4}), "is more than a name"),
+    "a pattern that is none": (setting(alpha_pattern={"q_proj(": 4}), "is more than a name"),
+    "factors without rows": (
+        lambda _, tensors: tensors.update({f"{Q}.lora_{end}.weight": torch.zeros(0) for end in "AB"}),
+        "its factors are empty or no matrices",
+    ),
+    "no tensors": (lambda _, tensors: tensors.clear(), "the adapter has no tensors"),
     "no rank": (setting(r="four"), "adapter_config.json cannot be read: r"),
     "DoRA by name only": (setting(use_dora=True), "use_dora and the tensors disagree"),
     "another rank": (setting(r=8), "rank 8 by the settings, 4 and 4 by the tensors"),
@@ -123,6 +130,11 @@ def test_damaged_or_pickled_weights(good: Path, tmp_path: Path) -> None:
     (tmp_path / ADAPTER_FILE).write_bytes((good / ADAPTER_FILE).read_bytes()[:500])
     with pytest.raises(DataError, match="the weights cannot be read"):
         open_peft_folder(tmp_path)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"its config\.json is missing or damaged"):
+        open_base(tmp_path / "typo")
 
 
 def test_a_quantized_base_is_not_folded_into(base: Path, good: Path, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_model import write_tiny_base
 from tiny_runs import finetune_command, left_over
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune import exporting
 from finetune.peft_weights import open_peft_folder
 
 
@@ -115,3 +116,60 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     done = finetune_command("export", str(tmp_path), "--out", str(tmp_path / "model.gguf"))
     assert done.status == 3
     assert "no model in this folder" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["merge", "combine", "extract"])
+def test_nothing_is_written_over(command: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    model = place / ("base" if command == "extract" else "lora-1")
+    given = ["--base", str(place / "base")] if command != "combine" else []
+    done = finetune_command("adapter", command, str(model), *given, "--out", str(tmp_path))
+    assert done.status == 3
+    assert "there is something there already" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_tied_model_that_was_tuned_whole(place: Path, tmp_path: Path) -> None:
+    """Its embedding is input and output, and peft ties neither for a module that is saved."""
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "tuned")
+    extracted = finetune_command(
+        "adapter", "extract", str(tmp_path / "tuned"), "--base", str(place / "base"), "--rank", "64",
+        "--out", str(tmp_path / "lora"),
+    )  # fmt: skip
+    assert extracted.status == 0, extracted.stderr
+    ids = torch.arange(0, 320, 5).reshape(4, 16)
+    base = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    with torch.inference_mode():
+        expected, found = model.eval()(input_ids=ids).logits, adapted(input_ids=ids).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-4
+
+
+def test_only_norms_differ(place: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "tuned")
+    done = finetune_command(
+        "adapter", "extract", str(tmp_path / "tuned"), "--base", str(place / "base"), "--out", str(tmp_path / "lora")
+    )
+    assert done.status == 0, done.stderr
+    base = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "lora")
+    assert "model.norm" in done.stderr
+    assert torch.equal(adapted.get_base_model().model.norm.modules_to_save["default"].weight, model.model.norm.weight)
+
+
+def test_a_file_that_is_not_proven_is_not_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "model.gguf"
+    assert finetune_command("export", str(place / "base"), "--gguf", "bf16", "--out", str(out)).status == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(exporting, "LARGEST_KL", {"f16": -1.0})
+    done = finetune_command("export", str(place / "base"), "--gguf", "f16", "--out", str(out))
+    assert done.status == 5
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

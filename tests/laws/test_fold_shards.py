@@ -6,6 +6,7 @@ weights when one has an adapter).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -56,6 +57,9 @@ SAVED = (
     Kind("norm", {"modules_to_save": ["input_layernorm"]}),
 )
 ENDS = (
+    Kind("pissa on both ends", {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "init_lora_weights": "pissa"}),
+    Kind("olora on the head", {"target_modules": ["q_proj", "lm_head"], "init_lora_weights": "olora"}),
+    Kind("dora on the embedding", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
     Kind("lora on the embedding", {"target_modules": ["q_proj", "embed_tokens"]}),
     Kind("lora on the head", {"target_modules": ["q_proj", "lm_head"]}),
     Kind("dora on the head", {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
@@ -144,12 +148,50 @@ def test_folded_is_unmerged(kind: Kind, saved: Kind, tied: bool, bases: dict[boo
     assert difference(expected, base) > 100 * LIMIT
 
 
+@pytest.mark.parametrize("saved", [False, True], ids=["factors", "with the base's weight"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ENDS, ids=lambda kind: kind.name)
-def test_adapters_on_the_embeddings(kind: Kind, tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
-    adapter = write_adapter(bases[tied], tmp_path / "adapter", kind.settings)
+def test_adapters_on_the_embeddings(
+    kind: Kind, tied: bool, saved: bool, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    """peft writes an embedding's own weight beside its factors where asked to, as it does by default."""
+    adapter = write_adapter(bases[tied], tmp_path / "adapter", kind.settings, saved)
+    if tied and "init_lora_weights" in kind.settings:
+        with pytest.raises(DataError, match="on the output embedding changes the input embedding as well"):
+            folded(bases[tied], adapter, tmp_path / "out")
+        return
     expected = unmerged(bases[tied], adapter)
     assert difference(expected, folded(bases[tied], adapter, tmp_path / "out")) <= LIMIT
+    base, folder = open_base(bases[tied]), open_peft_folder(adapter)
+    assert prove_folded(base, folder, tmp_path / "out", "float32").largest_error <= LIMIT
+
+
+def test_a_tied_base_that_is_stored_twice(bases: dict[bool, Path], tmp_path: Path) -> None:
+    shutil.copytree(bases[True], tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    adapter = write_adapter(bases[True], tmp_path / "adapter", {"trainable_token_indices": [3, 5]})
+    expected = unmerged(bases[True], adapter)
+    assert difference(expected, folded(tmp_path / "base", adapter, tmp_path / "out")) <= LIMIT
+
+
+def test_embeddings_of_different_lengths_are_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(bases[False], dtype=torch.float32)
+    model.resize_token_embeddings(440)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(DataError, match="input embedding has 440 rows and its output embedding 412"):
+        folded(bases[False], tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+RESIZED = (
+    Kind("q_proj", {"target_modules": ["q_proj"]}),
+    Kind("the embedding", {"target_modules": ["q_proj", "embed_tokens"]}),
+    Kind("both saved", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    Kind("rows", {"target_modules": ["q_proj"], "trainable_token_indices": [400, 410]}),
+)
 
 
 def test_an_embedding_that_peft_saves_by_itself(bases: dict[bool, Path], tmp_path: Path) -> None:
@@ -161,20 +203,27 @@ def test_an_embedding_that_peft_saves_by_itself(bases: dict[bool, Path], tmp_pat
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_added_tokens(tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", RESIZED, ids=lambda kind: kind.name)
+def test_added_tokens(kind: Kind, tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
     """A vocabulary that was resized before training: the folded model has the adapter's rows."""
     model = AutoModelForCausalLM.from_pretrained(bases[tied], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(bases[tied])
     tokenizer.add_tokens([f"<|tool_{number}|>" for number in range(40)])
     model.resize_token_embeddings(len(tokenizer))
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **kind.settings))
     move(adapted)
     expected = logits(adapted.eval())
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tokenizer.save_pretrained(tmp_path / "adapter")
+    if kind.name == "the embedding" and not tied:  # peft saves the input embedding's rows alone
+        with pytest.raises(DataError, match="input embedding has 440 rows and its output embedding 412"):
+            folded(bases[tied], tmp_path / "adapter", tmp_path / "out")
+        return
     found = folded(bases[tied], tmp_path / "adapter", tmp_path / "out")
     assert found.shape[-1] == len(tokenizer)
     assert difference(expected, found) <= LIMIT
+    base, folder = open_base(bases[tied]), open_peft_folder(tmp_path / "adapter")
+    assert prove_folded(base, folder, tmp_path / "out", "float32").largest_error <= LIMIT
 
 
 def test_added_tokens_without_their_rows_are_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
@@ -221,6 +270,7 @@ def _spoil(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
 
 UP = "model.layers.0.mlp.up_proj.weight"
 FAULTS = {
+    "the embedding is another": ("model.embed_tokens.weight", lambda weight: weight * 1.001),
     "one weight is off": (UP, lambda weight: weight + 1e-3),
     "transposed rows": (UP, lambda weight: weight.flip(0)),
     "a weight without an adapter": ("model.norm.weight", lambda weight: weight * (1 + 1e-3)),
@@ -236,6 +286,14 @@ def test_a_merge_that_is_not_the_two_together_is_refused(fault: str, bases: dict
     _spoil(tmp_path / "out", *FAULTS[fault])
     with pytest.raises(ProofFailed):
         prove_folded(base, adapter, tmp_path / "out", "float32")
+
+
+def test_a_module_that_did_not_move_is_no_loss(bases: dict[bool, Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(bases[True], dtype=torch.float32)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    adapter, base = open_peft_folder(tmp_path), open_base(bases[True])
+    fold_shards(base, adapter, tmp_path / "out", "float32")
+    assert prove_folded(base, adapter, tmp_path / "out", "float32").least_captured is None
 
 
 def test_a_change_below_the_steps_of_the_type_is_refused(bases: dict[bool, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from gguf import GGUFReader
 from tiny_model import build_tokenizer
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError
+from finetune.exporting import prove_export
 from finetune.gguf import load_gguf
-from finetune.gguf_export import FILE_TYPES, export_gguf
+from finetune.gguf_export import FILE_TYPES, Kind, export_gguf
 from finetune.gguf_tokenizer import LLAMA3_CUT
 
 LLAMA3_ROPE = {
@@ -87,6 +89,37 @@ def test_llama_3_frequencies_are_those_of_transformers(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     plain = 500_000.0 ** -(torch.arange(0, 16, 2) / 16)
     assert torch.allclose(plain / torch.from_numpy(factors.data.copy()), model.model.rotary_emb.inv_freq, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rope", [LLAMA3_ROPE, {"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}]
+)
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_scaled_rotary_embeddings_pass_the_proof(rope: dict[str, object], kind: Kind, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": rope, "rope_theta": 500_000.0}))
+    export_gguf(folder, tmp_path / "out.gguf", kind, "tiny")
+    assert prove_export(folder, tmp_path / "out.gguf", kind).agreement > 0.97
+
+
+def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "yarn", "factor": 4.0}}))
+    with pytest.raises(DataError, match="rotary scaling 'yarn'"):
+        export_gguf(folder, tmp_path / "out.gguf", "f32", "tiny")
+
+
+def test_a_tokenizer_that_changes_text_first_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(DataError, match="changes text before it cuts it"):
+        export_gguf(folder, tmp_path / "out.gguf", "f32", "tiny")
 
 
 def test_tokens_and_template_are_kept(tmp_path: Path) -> None:
