@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,16 @@ def hear_ctrl_c() -> None:
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def preparing(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the processes that prepare rows, also those that have only just begun."""
+    found = []
+    for one in descendants(process):
+        with suppress(psutil.Error):  # it has just ended
+            if "spawn_main" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 def wait_for_chunks(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
@@ -160,7 +171,7 @@ def test_ctrl_c_leaves_no_process_and_no_traceback(place: Workplace, tmp_path: P
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])
 def test_ctrl_c_while_the_workers_start_shows_no_traceback(moment: float, place: Workplace, tmp_path: Path) -> None:
     process = start(command(place, tmp_path), tmp_path)
-    while not (workers := [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]):
+    while not (workers := preparing(process)):
         assert process.poll() is None, (tmp_path / "stderr").read_text(encoding="utf-8")
     time.sleep(moment)
     os.killpg(process.pid, signal.SIGINT)
@@ -172,7 +183,7 @@ def test_ctrl_c_while_the_workers_start_shows_no_traceback(moment: float, place:
 def test_a_worker_that_dies_is_named(place: Workplace, tmp_path: Path) -> None:
     process = start(command(place, tmp_path), tmp_path)
     wait_for_chunks(process, tmp_path, 1)
-    workers = [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]
+    workers = preparing(process)
     workers[0].kill()
     assert process.wait(timeout=60) == 6
     assert "a process that prepares rows died" in (tmp_path / "stderr").read_text(encoding="utf-8")
