@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import TypeVar
 
 from finetune.errors import MachineError
@@ -99,12 +101,24 @@ def _done(answer: Result) -> Future[Result]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Have Ctrl-C wait; a process that starts meanwhile never hears of it, not even while it imports."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Have Ctrl-C wait; a process that starts meanwhile never hears of it, not even while it imports.
+
+    The mask is what the process inherits. It does not keep other threads of this one from taking the signal, and what
+    one of them takes is answered in the main thread, hence the handler.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if heard and callable(handler):
+            handler(*heard[0])
 
 
 def _become_worker(parent: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import MachineError
-from finetune.workers import bounded_chunks, map_chunks
+from finetune.workers import _without_interrupts, bounded_chunks, map_chunks
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 5), st.integers(1, 20))
@@ -69,3 +71,23 @@ def test_several_processes_work_and_read_only_a_little_ahead() -> None:
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(MachineError, match="a process that prepares rows died"):
         list(map_chunks(end_process, range(3), 2))
+
+
+def test_ctrl_c_waits_while_a_process_starts() -> None:
+    """Also where another thread takes the signal, which the mask of this one does not keep from it."""
+    stop = threading.Event()
+    done: list[str] = []
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), _without_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            done.append("whole")
+        assert done == ["whole"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        stop.set()
+        other.join()
