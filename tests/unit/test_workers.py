@@ -77,14 +77,19 @@ def test_ctrl_c_waits_while_a_process_starts() -> None:
     """Also where another thread takes the signal, which the mask of this one does not keep from it."""
     stop = threading.Event()
     done: list[str] = []
+
+    def interrupted() -> None:
+        with _without_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            done.append("whole")
+
     other = threading.Thread(target=stop.wait)
     other.start()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), _without_interrupts():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-            done.append("whole")
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert done == ["whole"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
