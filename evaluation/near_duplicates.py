@@ -93,10 +93,11 @@ class DuplicateFinder:
     def _near_rows(self, exact: dict[int, int]) -> dict[int, int]:
         """Return the other rows that are nearly equal to an earlier one, with that one."""
         self._sketches.leave_template_out()
+        known = np.fromiter(exact, np.int64)
         found: dict[int, int] = {}
         for band in range(BANDS):
             rows, keys = self._sketches.band(band)
-            fresh = ~np.isin(rows, np.fromiter(exact, np.int64))
+            fresh = ~np.isin(rows, known)
             rows, keys = rows[fresh], keys[fresh]
             pairs = ((int(rows[later]), int(rows[earlier])) for later, earlier in _neighbours(keys))
             unknown = (pair for pair in pairs if pair[0] not in found)

@@ -17,10 +17,10 @@ from finetune.bases import resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.merging_check import prove_folded
-from finetune.merging_shards import BaseFiles, check_fits, fold_shards, open_base
+from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_shards, open_base
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
-from finetune.peft_writing import copy_tokenizer, write_lora
+from finetune.peft_writing import write_lora
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 

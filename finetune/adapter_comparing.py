@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from finetune.errors import DataError
-from finetune.peft_weights import LowRank, PeftFolder
+from finetune.peft_weights import LowRank, PeftFolder, Rows
 
 
 def describe_change(adapter: PeftFolder) -> Iterator[tuple[str, str, str, str]]:
     """Yield for each kind of layer: its name, how many there are, their shape, the mean length of their change."""
-    kinds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    kinds: dict[tuple[str, str], list[float | None]] = defaultdict(list)
     for module in adapter.modules:
         change = adapter.change(module)
         name = module.rsplit(".", 1)[-1]
@@ -20,10 +20,10 @@ def describe_change(adapter: PeftFolder) -> Iterator[tuple[str, str, str, str]]:
             shape = f"{change.shape[0]}×{change.shape[1]}"
             kinds[name, shape].append(math.sqrt(inner(change, change)))
         else:
-            kinds[name, "whole" if adapter.parts[module] != ("token_adapter.trainable_tokens_delta",) else "rows"] += []
+            kinds[name, "rows" if isinstance(change, Rows) else "whole"].append(None)
     for (name, shape), lengths in kinds.items():
-        mean = f"{sum(lengths) / len(lengths):.3g}" if lengths else "–"
-        yield name, str(len(lengths) or 1), shape, mean
+        known = [length for length in lengths if length is not None]
+        yield name, str(len(lengths)), shape, f"{sum(known) / len(known):.3g}" if known else "–"
 
 
 def likeness(one: PeftFolder, other: PeftFolder, module: str | None) -> tuple[str, str, str]:

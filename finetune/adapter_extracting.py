@@ -12,9 +12,9 @@ from torch import Tensor
 from evaluation.files import staged_folder
 from finetune.adapter_combining import Factors, factorize
 from finetune.errors import DataError
-from finetune.merging_shards import BaseFiles, open_base, read_weight
+from finetune.merging_shards import BaseFiles, copy_tokenizer, open_base, read_weight
 from finetune.peft_weights import EMBEDDING, HEAD
-from finetune.peft_writing import copy_tokenizer, write_lora
+from finetune.peft_writing import write_lora
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Extracted:
 
 
 def extract_adapter(
-    base: Path, tuned: Path, out: Path, rank: int, name: str | None, advance: Callable[[int], None] = lambda _: None
+    base: Path, tuned: Path, out: Path, rank: int, name: str, advance: Callable[[int], None] = lambda _: None
 ) -> Extracted:
     """Write the adapter whose product is nearest to what was changed, module by module, in fp32.
 
@@ -62,7 +62,7 @@ def extract_adapter(
         zero = Factors(torch.zeros(1, in_features), torch.zeros(out_features, 1), 1.0)
         factors[first.removesuffix(".weight")] = zero
     with staged_folder(out) as staging:
-        write_lora(staging, factors, saved, (name or base.name, None))
+        write_lora(staging, factors, saved, (name, None))
         copy_tokenizer(tuned, staging)
     return Extracted({module: one.energy for module, one in factors.items()}, tuple(sorted(saved)))
 

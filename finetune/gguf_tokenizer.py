@@ -55,7 +55,6 @@ class TokenizerFile(BaseModel):
     added_tokens: list[AddedToken] = []
     normalizer: JsonValue = None
     pre_tokenizer: JsonValue = None
-    post_processor: JsonValue = None
     model: BpeModel
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from evaluation.files import sha256_of_folder
 from evaluation.model import DTYPES
 from finetune.errors import ProofFailed
-from finetune.merging_shards import BaseFiles, open_base, read_weight, stays_tied
+from finetune.merging_shards import BaseFiles, brings_the_head, open_base, read_weight, stays_tied
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder
 
 PROBES = 8
@@ -147,16 +147,11 @@ def _check_ends(base: BaseFiles, adapter: PeftFolder, written: BaseFiles, dtype:
     if tied and not written.tied:
         raise ProofFailed("the two embeddings are no longer one weight", where=str(written.folder))
     for end in {EMBEDDING, HEAD} - set(adapter.modules):
-        if end == HEAD and (tied or _brings_its_own(adapter)):
+        if end == HEAD and (tied or brings_the_head(base, adapter)):
             continue  # compared as the input embedding
         found, expected = _stored(written, end), _stored(base, end).to(DTYPES[dtype])
         if not torch.equal(found, expected):
             raise ProofFailed(f"{end} has no adapter and is not the base's", where=str(written.folder))
-
-
-def _brings_its_own(adapter: PeftFolder) -> bool:
-    change = adapter.change(EMBEDDING) if EMBEDDING in adapter.modules else None
-    return isinstance(change, LowRank) and change.own is not None
 
 
 def _check(proof: FoldProof, where: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,16 @@ from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 2 * 2**30
 """Largest file that is written: two of them are the memory that folding needs, and three times the largest weight."""
-_COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-_COPIED_TOO = ("merges.txt", "chat_template.*")
 _TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+_ENDS = frozenset({f"{EMBEDDING}.weight", f"{HEAD}.weight"})
 
 Advance = Callable[[int], None]
 
@@ -96,7 +103,7 @@ def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, adv
         names = writer.close()
         rows = writer.rows
         _write_config(base, staging, dtype, f"{HEAD}.weight" not in names, rows)
-        _copy_tokenizer(base, adapter, staging, rows)
+        _add_tokenizer(base, adapter, staging, rows)
 
 
 def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
@@ -129,15 +136,16 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
             )
 
 
-def read_weights(base: BaseFiles) -> Iterator[tuple[str, Tensor]]:
-    """Yield every stored weight by its name, one at a time."""
+def read_weights(base: BaseFiles, without: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor]]:
+    """Yield every stored weight but some by its name, one at a time, in the order of the files."""
     with ExitStack() as stack:
         opened = {
             name: stack.enter_context(safe_open(base.folder / name, framework="pt"))
             for name in sorted(set(base.files.values()))
         }
         for name, file in sorted(base.files.items(), key=lambda item: (item[1], item[0])):
-            yield name, opened[file].get_tensor(name)
+            if name not in without:
+                yield name, opened[file].get_tensor(name)
 
 
 def read_weight(base: BaseFiles, name: str, rows: slice = slice(None)) -> Tensor:
@@ -149,21 +157,12 @@ def read_weight(base: BaseFiles, name: str, rows: slice = slice(None)) -> Tensor
 
 def _folded(base: BaseFiles, adapter: PeftFolder) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight of the result, in the order of the base's files; the two embeddings last."""
-    ends = {f"{EMBEDDING}.weight", f"{HEAD}.weight"}
-    with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(safe_open(base.folder / name, framework="pt"))
-            for name in sorted(set(base.files.values()))
-        }
-        changed = set(adapter.modules)
-        for name, file in sorted(base.files.items(), key=lambda item: (item[1], item[0])):
-            if name not in ends:
-                weight = opened[file].get_tensor(name)
-                module = name.removesuffix(".weight")
-                yield name, adapter.change(module).applied_to(weight) if module in changed else weight
-        embedding = opened[base.files[f"{EMBEDDING}.weight"]].get_tensor(f"{EMBEDDING}.weight")
-        head = embedding if base.tied else opened[base.files[f"{HEAD}.weight"]].get_tensor(f"{HEAD}.weight")
-        yield from _ends(base, adapter, embedding, head)
+    for name, weight in read_weights(base, without=_ENDS):
+        module = name.removesuffix(".weight")
+        yield name, adapter.change(module).applied_to(weight) if module in adapter.parts else weight
+    embedding = read_weight(base, f"{EMBEDDING}.weight")
+    head = embedding if base.tied else read_weight(base, f"{HEAD}.weight")
+    yield from _ends(base, adapter, embedding, head)
 
 
 def _ends(base: BaseFiles, adapter: PeftFolder, embedding: Tensor, head: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -178,8 +177,8 @@ def _ends(base: BaseFiles, adapter: PeftFolder, embedding: Tensor, head: Tensor)
     yield f"{EMBEDDING}.weight", folded
     if stays_tied(base, adapter):
         return
-    if base.tied and isinstance(change, LowRank) and change.own is not None:
-        head = change.own  # what was one weight before the adapter still is
+    if isinstance(change, LowRank) and change.own is not None and brings_the_head(base, adapter):
+        head = change.own
     result = adapter.change(HEAD).applied_to(head) if HEAD in modules else head
     if result.shape != folded.shape:
         raise DataError(
@@ -196,6 +195,18 @@ def stays_tied(base: BaseFiles, adapter: PeftFolder) -> bool:
     config, ends = adapter.config, {EMBEDDING, HEAD}
     tied_by_peft = config.ensure_weight_tying or config.trainable_token_indices is not None
     return base.tied and (tied_by_peft or not ends & set(adapter.modules))
+
+
+def brings_the_head(base: BaseFiles, adapter: PeftFolder) -> bool:
+    """Say whether an adapter of the input embedding brings along the one weight that both embeddings were."""
+    return base.tied and {"base_layer.weight", "lora_embedding_A"} <= set(adapter.parts.get(EMBEDDING, ()))
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer of a model or an adapter, if it has one."""
+    for pattern in _TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
 
 
 def _shape(base: BaseFiles, name: str) -> tuple[int, int]:
@@ -267,14 +278,13 @@ def _write_config(base: BaseFiles, folder: Path, dtype: str, tied: bool, rows: i
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: int) -> None:
+def _add_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: int) -> None:
     """Copy the tokenizer that the adapter was trained with, or the base's, and check that each token has its row."""
     source = adapter.folder if (adapter.folder / _TOKENIZER).exists() else base.folder
-    for pattern in (*_COPIED, *_COPIED_TOO):
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-    if not (folder / "generation_config.json").exists() and (base.folder / "generation_config.json").exists():
-        shutil.copyfile(base.folder / "generation_config.json", folder / "generation_config.json")
+    copy_tokenizer(source, folder)
+    for origin in (base.folder, source):
+        if (origin / "generation_config.json").exists():
+            shutil.copyfile(origin / "generation_config.json", folder / "generation_config.json")
     if (folder / _TOKENIZER).exists():
         largest = _largest_token_id(folder / _TOKENIZER)
         if largest >= rows:

@@ -180,18 +180,18 @@ _KINDS = (
     {"base_layer.weight", "lora_embedding_A", "lora_embedding_B"},
     {"base_layer.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
 )
+"""Which tensors a module may have; peft saves a resized or targeted embedding with the base's weight."""
 _TWICE = {"original_module.weight", "modules_to_save.weight"}
 """What peft writes beside a module's new weight when it saves embeddings: the old one, and the new one once more."""
-"""Which tensors a module may have; peft saves a resized or targeted embedding with the base's weight."""
 
 
-def open_peft_folder(folder: Path, where: str | None = None) -> PeftFolder:
+def open_peft_folder(folder: Path) -> PeftFolder:
     """Look at an adapter folder without reading its weights.
 
     Raises:
         DataError: it is not one that can be folded, and why.
     """
-    named = where or str(folder)
+    named = str(folder)
     config = load_peft_config(folder, named)
     file = folder / ADAPTER_FILE
     if not file.exists():

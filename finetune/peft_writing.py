@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from torch import Tensor
 from finetune.adapter_combining import Factors
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import ADAPTER_FILE, EMBEDDING
-
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "chat_template.*", "vocab.json", "merges.txt")
 
 
 def write_lora(
@@ -34,13 +31,6 @@ def write_lora(
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     text = json.dumps(_config(ranks, sorted(saved), base), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer of an adapter, if it has one."""
-    for pattern in _TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
 
 
 def _config(ranks: Mapping[str, int], saved: Sequence[str], base: tuple[str | None, str | None]) -> dict[str, object]:
