@@ -112,7 +112,8 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
     Raises:
         DataError: names the module.
     """
-    if base.tied and adapter.config.residual and HEAD in adapter.modules:
+    head = adapter.change(HEAD) if base.tied and HEAD in adapter.modules else None
+    if adapter.config.residual and isinstance(head, LowRank):
         what = f"{adapter.config.kind} on the output embedding changes the input embedding as well, which is tied to it"
         raise DataError(what, where=str(adapter.folder), hint="save it as a plain LoRA, as docs/adapters.md says")
     for module in adapter.modules:

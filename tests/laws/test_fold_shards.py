@@ -139,7 +139,7 @@ def cases() -> Iterator[ParameterSet]:
         yield pytest.param(kind, saved, tied, id=name, marks=[pytest.mark.slow] if rare else [])
 
 
-@pytest.mark.parametrize(("kind", "saved", "tied"), cases())
+@pytest.mark.parametrize(("kind", "saved", "tied"), list(cases()))
 def test_folded_is_unmerged(kind: Kind, saved: Kind, tied: bool, bases: dict[bool, Path], tmp_path: Path) -> None:
     adapter = write_adapter(bases[tied], tmp_path / "adapter", kind.settings | saved.settings)
     expected = unmerged(bases[tied], adapter)
