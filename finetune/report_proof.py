@@ -86,7 +86,7 @@ def _doors(proof: MergeProof) -> Iterator[MergeCheck]:
             value=f"{greedy.equal} of {greedy.prompts}{apart}",
             limit=f"≤ {greedy.allowed_gap:.1e} logits apart, {GAP_FACTOR:g} times the largest difference by rounding",
             holds=greedy_holds(greedy),
-            meaning=f"{greedy.tokens} tokens by the saved merge and by the adapter; {greedy.stopped} ended by themselves.",
+            meaning=f"{greedy.tokens} tokens by merge and adapter; {greedy.stopped} ended by themselves.",
         )
 
 

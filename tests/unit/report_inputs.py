@@ -11,12 +11,12 @@ from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
 from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
 from finetune.records import (
     Audit,
+    DoorProof,
     Environment,
+    GreedyProof,
     LeakCount,
     LeakedSample,
     MaskAudit,
-    DoorProof,
-    GreedyProof,
     MergeCandidate,
     MergeProof,
     Repetition,
