@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evaluation.chat_text import as_json
 from evaluation.conversation import Conversation, Message
-from evaluation.rendering import IGNORE, TEMPLATE_DATE, Renderer, Unrenderable
+from evaluation.rendering import IGNORE, Renderer, Unrenderable
 from evaluation.tokenizer import load_tokenizer
 from finetune.errors import ProofFailed
 from finetune.records import DoorProof
@@ -67,18 +67,13 @@ def folder_door(name: str, folder: Path) -> Door:
 
 
 def tokenizer_door(name: str, tokenizer: PreTrainedTokenizerBase) -> Door:
-    """Return a tokenizer of transformers with its own chat template, used as its documentation says.
-
-    LLaMA 3 templates write the date of the day; here it is the one that training wrote.
-    """
+    """Return a tokenizer of transformers with its own chat template, used as its documentation says."""
 
     def ids(conversation: Conversation) -> Sequence[int]:
         if conversation.layout == "plain":
             return _without_end(tokenizer, tokenizer(conversation.messages[0].content).input_ids)
         messages = cast(Any, [as_json(message) for message in conversation.messages])
-        rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, date_string=TEMPLATE_DATE
-        )
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         return cast(list[int], rendered)
 
     return Door(name, ids)

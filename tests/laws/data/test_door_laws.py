@@ -9,6 +9,7 @@ from test_chat_template_laws import renderers
 from tiny_model import build_model, build_tokenizer
 
 from evaluation.rendering import Renderer
+from evaluation.tokenizer import save_tokenizer
 from finetune.door_conversations import door_conversations
 from finetune.doors import compare_doors, folder_door, tokenizer_door, training_door
 from finetune.gguf import load_gguf
@@ -22,7 +23,7 @@ def test_token_ids_are_the_same_at_every_door(figures: Figures, tmp_path: Path) 
     found = renderers()
     for name, renderer in found.items():
         folder = tmp_path / name
-        renderer.tokenizer.save_pretrained(folder)
+        save_tokenizer(renderer.tokenizer, folder)
         doors = compare_doors(renderer, (training_door(renderer), folder_door(name, folder)), conversations)
         compared += sum(door.conversations for door in doors)
         smallest = min(smallest, *(door.conversations for door in doors))
