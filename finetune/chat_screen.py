@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from finetune.streaming import Answer
@@ -88,8 +88,6 @@ def printable(text: str) -> str:
 
 
 def _columns(answers: Mapping[str, Answer]) -> Table:
-    table = Table(*(Text(name) for name in answers), expand=True, padding=(0, 1))
-    for column in table.columns:
-        column.ratio, column.overflow = 1, "fold"
+    table = Table(*(Column(Text(name), ratio=1, overflow="fold") for name in answers), expand=True, padding=(0, 1))
     table.add_row(*(Text(printable(answer.text)) for answer in answers.values()))
     return table

@@ -76,7 +76,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C comes to this process alone, and what the child starts ends with it
-            preexec_fn=end_with_parent,  # noqa: PLW1509  # no thread is running yet
+            preexec_fn=end_with_parent,  # no thread is running yet
         )
         server = ServerProcess(child)
         reader = threading.Thread(target=server.follow, daemon=True)

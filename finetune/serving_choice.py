@@ -72,7 +72,7 @@ def choose_server(facts: Facts, forced: Server | None = None) -> Choice:
         if refusal is not None and not (forced == "vllm" and facts.vllm):  # vLLM has builds for processors, too
             raise MachineError(refusal, where=f"--server {forced}", hint=_way_out(facts))
         return Choice(forced, (f"{forced}: asked for",))
-    reasons = []
+    reasons: list[str] = []
     for server, refusal in refusals.items():
         if refusal is None:
             return Choice(server, tuple(reasons))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
@@ -45,7 +45,7 @@ STEERING = (
     "watermarking_config",
 )
 """Settings of generation_config.json that `generate` obeys when it is greedy, and that are not done here."""
-_WITHOUT_EFFECT = (None, False, 0, 1, [], {})
+_WITHOUT_EFFECT: tuple[object, ...] = (None, False, 0, 1, [], {})
 
 
 class Sampling(BaseModel):
@@ -124,7 +124,7 @@ class _Choice:
     """Chooses tokens from logits: transformers' own penalties and warpers, in transformers' order."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, seed: int) -> None:
-        stated = cast(dict[str, Any], model.generation_config.to_diff_dict()) if model.generation_config else {}
+        stated = model.generation_config.to_diff_dict() if model.generation_config else {}
         steering = [name for name in STEERING if stated.get(name) not in _WITHOUT_EFFECT]
         if steering:
             what = f"generation_config.json has `{steering[0]}`, which steers answers in a way that is not done here"
@@ -141,7 +141,7 @@ class _Choice:
 
     def token(self, ids_1T: Tensor, logits_1V: Tensor) -> int:
         """Return the next token after these."""
-        scores_1V = cast(Tensor, self._processors(ids_1T, logits_1V))
+        scores_1V = self._processors(cast(LongTensor, ids_1T), cast(FloatTensor, logits_1V))
         if not self._samples:
             return int(scores_1V.argmax(-1))
         return int(torch.multinomial(scores_1V.softmax(-1), 1, generator=self._draws))
