@@ -86,6 +86,8 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
         finally:
             _end(child)
             reader.join(timeout=1)
+            assert child.stdout is not None
+            child.stdout.close()
 
 
 def wait_until_ready(server: ServerProcess, url: str) -> None:
