@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
@@ -15,6 +16,9 @@ from finetune.streaming import Answer
 
 Streams = Mapping[str, Iterator[Answer]]
 """Name of a voice → its answer, growing."""
+
+SPARE_CELLS = 8
+"""Left free on the right: terminals disagree on the width of joined emoji, and a line that wraps spoils the drawing."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What steers a terminal; a model may write it, and it is shown as a mark instead."""
@@ -71,7 +75,8 @@ class ColumnScreen:
             return self._one.show(streams)
         answers = {name: Answer("", 0, None) for name in streams}
         open_streams = dict(streams)
-        with Live(console=self._console, refresh_per_second=12, get_renderable=lambda: _columns(answers)):
+        width = max(self._console.width - SPARE_CELLS, 2 * len(streams))
+        with Live(console=self._console, refresh_per_second=12, get_renderable=lambda: _columns(answers, width)):
             while open_streams:
                 for name, stream in list(open_streams.items()):
                     answer = next(stream, None)
@@ -87,7 +92,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _columns(answers: Mapping[str, Answer]) -> Table:
-    table = Table(*(Column(Text(name), ratio=1, overflow="fold") for name in answers), expand=True, padding=(0, 1))
+def _columns(answers: Mapping[str, Answer], width: int) -> Table:
+    table = Table(*(Column(Text(name), ratio=1, overflow="fold") for name in answers), width=width, box=box.SIMPLE_HEAD)
     table.add_row(*(Text(printable(answer.text)) for answer in answers.values()))
     return table

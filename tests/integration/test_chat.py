@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from finetune.row_template_types import MessagesTemplate
 from finetune.streaming import Answer, Sampling
 from finetune.voices import BASE, Voice, Wanted, load_voices, voice_called
 
+PROMPT = r">[^\n]*\x1b\[\?25h"
+"""The sign, and the cursor shown behind it."""
 WORD, CHINESE, FACE, COUNT = ANSWERS
 
 
@@ -291,9 +294,9 @@ def test_from_a_pipe_every_line_is_answered(run: Path, tmp_path: Path, monkeypat
 @pytest.mark.slow
 def test_through_a_terminal(run: Path, tmp_path: Path) -> None:
     command, *arguments = process_command("chat", str(run), "--compare", "base", "--cache", str(tmp_path))
-    chat = pexpect.spawn(command, arguments, encoding="utf-8", timeout=120, dimensions=(40, 100), cwd=str(tmp_path))
+    chat = spawned(command, arguments, tmp_path)
     chat.expect("Ctrl-D leaves")
-    chat.expect("> ")
+    chat.expect(PROMPT)
     chat.sendline(CHINESE)
     chat.expect(ANSWERS[CHINESE][:3])  # side by side: both in one row of the table
     chat.expect(TUNED)
@@ -306,12 +309,12 @@ def test_through_a_terminal(run: Path, tmp_path: Path) -> None:
     say(chat, "/undo", "forgotten: Which word is it")
     say(chat, "/set max_new_tokens 400", "max_new_tokens=400")
     say(chat, "/set temperature 9", "temperature=9")
-    chat.expect("> ")
+    chat.expect(PROMPT)
     chat.sendline(COUNT)
     chat.expect("\n")
     chat.sendintr()
     chat.expect("stopped, and not kept")
-    chat.expect("> ")
+    chat.expect(PROMPT)
     chat.sendeof()
     chat.expect(pexpect.EOF)
     chat.close()
@@ -323,16 +326,29 @@ def test_through_a_terminal(run: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_at_the_prompt_leaves(run: Path, tmp_path: Path) -> None:
     command, *arguments = process_command("chat", str(run), "--merged", "--cache", str(tmp_path))
-    chat = pexpect.spawn(command, arguments, encoding="utf-8", timeout=120, cwd=str(tmp_path))
-    chat.expect("> ")
+    chat = spawned(command, arguments, tmp_path)
+    chat.expect(PROMPT)
     chat.sendintr()
     chat.expect(pexpect.EOF)
     chat.close()
     assert chat.exitstatus == 0
 
 
+def spawned(command: str, arguments: list[str], folder: Path) -> pexpect.spawn:
+    environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
+    return pexpect.spawn(
+        command,
+        arguments,
+        encoding="utf-8",
+        timeout=60,
+        dimensions=(40, 100),
+        cwd=str(folder),
+        env=environment,
+    )
+
+
 def say(chat: pexpect.spawn, line: str, expected: str) -> None:
-    chat.expect("> ")
+    chat.expect(PROMPT)
     chat.sendline(line)
     chat.expect(line.split()[0])
     chat.expect_exact(expected)
