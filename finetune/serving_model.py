@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from evaluation.chat_template import with_fixed_date
+from evaluation.conversation import Conversation, Message
 from evaluation.files import sha256_of_json, staged_folder
-from evaluation.rendering import TEMPLATE_DATE, Renderer
+from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
 from finetune.console import Reporter
@@ -29,7 +32,15 @@ DRAWING = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """The API's defaults. transformers 5.23 ignores a request's temperature where `do_sample` is false, and its top_k is 50
 where none is stated; a temperature of 0 is greedy all the same."""
 _OF_DRAWING = frozenset({*DRAWING, "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"})
+_ASKS_THE_CLOCK = re.compile(r"\bstrftime_now\s*\(")
 _UNFIT = re.compile(r"[^A-Za-z0-9._]+")
+
+_QUESTION = Message(role="user", content="Which word is it? 哪个词 🙂")
+PROBES = (
+    Conversation(messages=(_QUESTION,)),
+    Conversation(messages=(_QUESTION, Message(role="assistant", content="This one."), _QUESTION)),
+)
+"""Chats whose prompts tell templates and tokenizers apart."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def lay_out(model: ServedModel, cache: Path) -> ServedFolder:
     """Lay a model out as a hub cache with links to its weights and settings of its own.
 
     Raises:
-        DataError: no chat template, or one whose date cannot be held still.
+        DataError: no chat template, or one whose date cannot be held still; or an adapter was trained with another.
     """
     source = model.folder.resolve()
     key = sha256_of_json([str(source), model.name])
@@ -114,6 +125,7 @@ def lay_out(model: ServedModel, cache: Path) -> ServedFolder:
             if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES):
                 (snapshot / path.name).symlink_to(path.resolve())
         renderer = Renderer(load_tokenizer(source))
+        check_same_prompts(renderer, model.adapters)
         _put(snapshot / TEMPLATE_FILE, dated_template(renderer, str(model.folder)))
         _put(snapshot / SETTINGS_FILE, json.dumps(_settings(source, renderer), indent=2) + "\n")
     return ServedFolder(entry, entry / snapshot.relative_to(staging))
@@ -129,12 +141,27 @@ def dated_template(renderer: Renderer, where: str) -> str:
     if not isinstance(template, str):
         what = "several chat templates" if template else "no chat template"
         raise DataError(f"it has {what}, and a server takes chats", where=where, hint="serve a model with exactly one")
-    if "date_string" in template:
-        return f'{{%- set date_string = "{TEMPLATE_DATE}" -%}}{template}'
-    if "strftime_now" in template:
+    fixed = with_fixed_date(template)
+    if _ASKS_THE_CLOCK.search(fixed):
         what = "its chat template prints the day on which it is asked, and training printed another"
         raise DataError(what, where=where, hint="train with a template that takes `date_string`")
-    return template
+    return fixed
+
+
+def check_same_prompts(renderer: Renderer, adapters: Sequence[tuple[str, Path]]) -> None:
+    """Check that adapters were trained with the prompts that a server makes for all of them, those of the base.
+
+    Raises:
+        DataError: one has a chat template or tokens of its own.
+    """
+    expected = [renderer.prompt(probe) for probe in PROBES], renderer.stop_ids()
+    for name, folder in adapters:
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        own = Renderer(load_tokenizer(folder))
+        if ([own.prompt(probe) for probe in PROBES], own.stop_ids()) != expected:
+            what = f"{name} was trained with another chat template or tokenizer than its base has"
+            raise DataError(what, where=str(folder), hint="merge it (finetune adapter merge), and serve the result")
 
 
 def _settings(source: Path, renderer: Renderer) -> dict[str, object]:

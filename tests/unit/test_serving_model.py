@@ -14,12 +14,13 @@ from evaluation.conversation import Conversation, Message
 from evaluation.rendering import TEMPLATE_DATE, Renderer
 from finetune.console import Reporter
 from finetune.errors import DataError
-from finetune.serving_model import Asked, ServedModel, dated_template, find_served, lay_out
+from finetune.serving_model import Asked, ServedModel, check_same_prompts, dated_template, find_served, lay_out
 
 DATED = (
     "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
     "{{ '<|im_start|>system\nToday: ' + date_string + '<|im_end|>\n' }}" + CHATML
 )
+CLOCK = "{{ strftime_now('%d %b %Y') }}"
 ASKED = Conversation(messages=(Message(role="user", content="Which word? 🙂"),))
 
 
@@ -57,7 +58,7 @@ def test_it_is_a_hub_cache_with_one_model(base: Path, tmp_path: Path) -> None:
     assert found.warnings == []
 
 
-@pytest.mark.parametrize("template", [CHATML, DATED], ids=["plain", "dated"])
+@pytest.mark.parametrize("template", [CHATML, DATED, CLOCK + CHATML], ids=["plain", "dated", "clock"])
 def test_transformers_renders_it_as_training_did(template: str, base: Path, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(template)
     tokenizer.save_pretrained(base)
@@ -66,7 +67,7 @@ def test_transformers_renders_it_as_training_did(template: str, base: Path, tmp_
     messages = [{"role": "user", "content": "Which word? 🙂"}]
     ids = loaded.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert tuple(ids) == Renderer(tokenizer).prompt(ASKED)
-    assert (TEMPLATE_DATE in loaded.decode(ids)) == (template == DATED)
+    assert (TEMPLATE_DATE in loaded.decode(ids)) == (template != CHATML)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_transformers_renders_it_as_training_did(template: str, base: Path, tmp_
     [
         (None, "no chat template"),
         ({"default": CHATML, "tool_use": CHATML}, "several chat templates"),
-        ("{{ strftime_now('%d') }}" + CHATML, "prints the day"),
+        ("{% set how = '%d' %}{{ strftime_now(how) }}" + CHATML, "prints the day"),
     ],
 )
 def test_a_template_that_cannot_be_held_still_is_refused(template: object, what: str) -> None:
@@ -82,6 +83,16 @@ def test_a_template_that_cannot_be_held_still_is_refused(template: object, what:
     tokenizer.chat_template = template  # type: ignore[assignment]
     with pytest.raises(DataError, match=what):
         dated_template(Renderer(tokenizer), "here")
+
+
+def test_adapters_with_other_prompts_than_their_base_are_refused(tmp_path: Path) -> None:
+    renderer = Renderer(build_tokenizer())
+    build_tokenizer().save_pretrained(tmp_path / "same")
+    build_tokenizer(DATED).save_pretrained(tmp_path / "other")
+    (tmp_path / "without").mkdir()
+    check_same_prompts(renderer, [("same", tmp_path / "same"), ("without", tmp_path / "without")])
+    with pytest.raises(DataError, match="other was trained with another chat template"):
+        check_same_prompts(renderer, [("same", tmp_path / "same"), ("other", tmp_path / "other")])
 
 
 def test_a_model_is_called_as_its_folder(base: Path, tmp_path: Path) -> None:
