@@ -7,10 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from evaluation.files import read_jsonl_lines
+from evaluation.task import Sample
 from finetune.chat_screen import ColumnScreen, PlainScreen
 from finetune.chat_session import COMMANDS, Session, layout_of
 from finetune.console import Reporter
 from finetune.errors import UserError
+from finetune.run_directory import RunDirectory
 from finetune.streaming import Sampling
 from finetune.terminal import LineReader, PipeReader, TerminalReader
 from finetune.voices import Voice, Wanted, load_voices
@@ -32,9 +35,25 @@ def chat(wanted: Wanted, compared: str | None, sampling: Sampling, cache: Path) 
     session = Session(voices, compared, sampling, screen, reporter)
     if at_terminal:
         _introduce(voices, reporter)
+        if (system := system_of_rows(RunDirectory(Path(wanted.named)))) is not None:
+            reporter.say(f"Its rows have a system message; to ask as in training, type\n/system {system}")
         _talk(session, TerminalReader(list(COMMANDS)), reporter)
     else:
         _answer_lines(session, PipeReader())
+
+
+def system_of_rows(run: RunDirectory) -> str | None:
+    """Return the system message that all held-out rows of a run share; none where there is no such message."""
+    file = run.data / "held_out.jsonl"
+    if not file.is_file():
+        return None
+    found = {_system_of(Sample.model_validate_json(line)) for _, line in read_jsonl_lines(file)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _system_of(sample: Sample) -> str | None:
+    first = sample.prompt.messages[0]
+    return first.content if first.role == "system" and "\n" not in first.content else None
 
 
 def _talk(session: Session, reader: LineReader, reporter: Reporter) -> None:

@@ -15,15 +15,18 @@ from rich.console import Console
 from talkative import ANSWERS, TUNED, write_talkative_adapter, write_talkative_run
 from tiny_runs import Outcome, finetune_command, process_command
 
-from evaluation.conversation import Message
+from evaluation.conversation import Conversation, Message
+from evaluation.task import Sample
 from finetune.chat_history import History
 from finetune.chat_screen import ColumnScreen, PlainScreen, printable
 from finetune.chat_session import COMMANDS, Session
+from finetune.chatting import system_of_rows
 from finetune.console import Reporter
 from finetune.errors import DataError, TaskError, UserError
 from finetune.row_messages import listed_conversation
 from finetune.row_template_files import load_row_template
 from finetune.row_template_types import MessagesTemplate
+from finetune.run_directory import RunDirectory
 from finetune.streaming import Answer, Sampling
 from finetune.voices import BASE, Voice, Wanted, load_voices, voice_called
 
@@ -276,6 +279,24 @@ def test_pissa_shows_no_base_and_no_second_adapter(run: Path, tmp_path: Path) ->
     assert alone.name == "odd"
     with pytest.raises(DataError, match="changes the base"):
         load_voices(Wanted(base, (str(odd), str(loud))), tmp_path, Reporter())
+
+
+@pytest.mark.parametrize(
+    ("systems", "expected"),
+    [(["sort"], "sort"), (["sort", "sort"], "sort"), (["sort", "name"], None), ([None], None), (["a\nb"], None)],
+)
+def test_the_system_message_of_the_rows_is_found(
+    systems: list[str | None], expected: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    samples = []
+    for number, system in enumerate(systems):
+        first = () if system is None else (Message(role="system", content=system),)
+        prompt = Conversation(messages=(*first, Message(role="user", content="q")))
+        samples.append(Sample(id=str(number), prompt=prompt, reference="a").model_dump_json())
+    (tmp_path / "data" / "held_out.jsonl").write_text("\n".join(samples))
+    assert system_of_rows(RunDirectory(tmp_path)) == expected
+    assert system_of_rows(RunDirectory(tmp_path / "data")) is None
 
 
 def piped(text: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
