@@ -28,6 +28,8 @@ POLITE_SECONDS = 15.0
 BETWEEN_LOOKS = 0.2
 """Seconds."""
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Ended(BaseException):
     """Somebody asked this process to end; not an error, so that nothing takes it for one."""
@@ -123,7 +125,7 @@ def require_free(host: str, port: int) -> None:
 
 def _end(child: subprocess.Popen[str]) -> None:
     """End a child and all that it started: politely, then not."""
-    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    held = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS}
     try:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
@@ -142,7 +144,8 @@ def _asked_to_end() -> Iterator[None]:
     def end(_: int, __: FrameType | None) -> None:
         raise Ended
 
-    held = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [one for one in ENDING_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]  # nohup is obeyed
+    held = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:

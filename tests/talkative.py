@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
@@ -31,6 +32,15 @@ def asked(*texts: str) -> Conversation:
     """Make a prompt of user and assistant turns in order."""
     roles = ("user", "assistant")
     return Conversation(messages=tuple(Message(role=roles[i % 2], content=text) for i, text in enumerate(texts)))
+
+
+def talkative_run(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run, made once in a session; its base and another adapter, `loud`, lie beside it."""
+    folder = factory.getbasetemp() / "talkative"
+    if not folder.exists():
+        write_talkative_run(folder)
+        write_talkative_adapter(folder / "base", folder / "loud", seed=1)
+    return folder / "run"
 
 
 def write_talkative_base(folder: Path) -> Path:

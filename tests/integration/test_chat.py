@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from rich.console import Console
-from talkative import ANSWERS, TUNED, write_talkative_adapter, write_talkative_run
+from talkative import ANSWERS, TUNED, talkative_run
 from tiny_runs import Outcome, finetune_command, process_command
 
 from evaluation.conversation import Conversation, Message
@@ -37,10 +37,7 @@ WORD, CHINESE, FACE, COUNT = ANSWERS
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("talk")
-    run = write_talkative_run(folder)
-    write_talkative_adapter(folder / "base", folder / "loud", seed=1)
-    return run
+    return talkative_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +207,20 @@ def test_a_system_message_begins_anew(voices: tuple[Voice, ...]) -> None:
     assert chat.session._histories["tiny"].system == "be kind"
     chat.take("/system")
     assert chat.session._histories["tiny"].system is None
+
+
+def test_an_answer_is_shown_as_it_grows() -> None:
+    out = io.StringIO()
+    seen = []
+
+    def growing() -> Iterator[Answer]:
+        for text in ("It", "It is", "It is."):
+            yield Answer(text, 1, None)
+            seen.append(out.getvalue())
+
+    PlainScreen(Console(file=out)).show({"tuned": growing()})
+    assert seen == ["It", "It is", "It is."]
+    assert out.getvalue() == "It is.\n"
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:

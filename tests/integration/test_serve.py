@@ -12,7 +12,7 @@ from pathlib import Path
 import openai
 import psutil
 import pytest
-from talkative import ANSWERS, TUNED, asked, write_talkative_run
+from talkative import ANSWERS, TUNED, asked, talkative_run
 from tiny_runs import finetune_command, process_command
 
 from evaluation.conversation import Conversation, Message
@@ -44,7 +44,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_talkative_run(tmp_path_factory.mktemp("talk"))
+    return talkative_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from talkative import ANSWERS, TUNED, asked, write_talkative_run
+from talkative import ANSWERS, TUNED, asked, talkative_run
 from tiny_model import build_tokenizer
 
 from evaluation.conversation import Conversation, Message
@@ -34,7 +34,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_talkative_run(tmp_path_factory.mktemp("talk"))
+    return talkative_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

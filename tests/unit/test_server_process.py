@@ -102,6 +102,15 @@ def test_a_signal_ends_the_block(number: int, tmp_path: Path) -> None:
     assert gone(*started)
 
 
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with running([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_whoever_ends_the_parent_leaves_no_server(number: int, port: int) -> None:
     command = [sys.executable, "-c", PARENT, SERVER, str(port)]
