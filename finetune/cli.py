@@ -16,6 +16,7 @@ from rich.markup import escape
 from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
+from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -234,6 +235,10 @@ def export(
     from finetune.exporting import export_model
 
     export_model(model, out, gguf)
+
+
+app.command("chat", epilog="Example: finetune chat runs/icd10-quickstart --compare base")(chat)
+app.command("serve", epilog="Example: finetune serve runs/icd10-quickstart --port 8000")(serve)
 
 
 def _load(
