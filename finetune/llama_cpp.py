@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llama_cpp import Llama
 
 PACKAGE = "llama-cpp-python"
+
+_ERROR = 4
+"""GGML_LOG_LEVEL_ERROR of ggml.h."""
 
 
 def has_llama_cpp() -> bool:
@@ -63,9 +67,7 @@ class LlamaCpp:
 
 
 @contextmanager
-def open_in_llama_cpp(
-    file: Path, lora: Path | None = None, threads: int = 1, context: int = 1024
-) -> Iterator[LlamaCpp]:
+def open_in_llama_cpp(file: Path, lora: Path | None = None, threads: int = 1, context: int = 512) -> Iterator[LlamaCpp]:
     """Open a GGUF file, with an adapter file on it where one is given; prompts and answers have to fit the context.
 
     Keys and values are kept in fp32 (llama.cpp's own default is fp16), so that what differs is the file's doing.
@@ -77,6 +79,8 @@ def open_in_llama_cpp(
     require_llama_cpp()
     from llama_cpp import GGML_TYPE_F32, Llama
 
+    said, _ = _listen()
+    said.clear()
     try:
         llama = Llama(
             str(file),
@@ -89,8 +93,30 @@ def open_in_llama_cpp(
             verbose=False,
         )
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"llama.cpp cannot load it: {error}", where=str(lora or file)) from error
+        reason = said[-1] if said else str(error)
+        raise DataError(f"llama.cpp cannot load it: {reason}", where=str(lora or file)) from error
+    # llama-cpp-python 0.3.36 takes the null pointer of an adapter that could not be loaded for an adapter, and answers
+    # as the base does; 0.3.47 has no lora_path any more and ignores it, which is why the extra ends before.
+    if lora is not None and not llama._lora_adapter:
+        llama.close()
+        raise DataError(f"llama.cpp cannot load it: {said[-1] if said else 'no reason given'}", where=str(lora))
     try:
         yield LlamaCpp(llama)
     finally:
         llama.close()
+
+
+@cache
+def _listen() -> tuple[list[str], Callable[..., None]]:
+    """Keep what llama.cpp reports as an error instead of letting it print; returned with what has to stay alive."""
+    from llama_cpp import llama_log_callback, llama_log_set
+
+    said: list[str] = []
+
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level == _ERROR:
+            said.append(text.decode(errors="replace").strip())
+
+    callback = llama_log_callback(keep)
+    llama_log_set(callback, None)
+    return said, callback
