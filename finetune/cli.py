@@ -16,6 +16,7 @@ from rich.markup import escape
 from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
+from finetune.publish_cli import publish
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -234,6 +235,9 @@ def export(
     from finetune.exporting import export_model
 
     export_model(model, out, gguf)
+
+
+app.command("publish", epilog="Example: finetune publish runs/icd10-quickstart --to org/name")(publish)
 
 
 def _load(

@@ -109,9 +109,7 @@ def describe_files(folder: Path) -> tuple[PublishedFile, ...]:
     """List every file below a folder but publish.json, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
     return tuple(
-        PublishedFile(
-            path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of_file(path)
-        )
+        PublishedFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of_file(path))
         for path in paths
     )
 
