@@ -81,6 +81,7 @@ def _variables(facts: CardFacts) -> Mapping[str, object]:
         "machine": machine_section(report),
         "merge": merge_section(report),
         "name": manifest.name,
+        "no_answers": _no_answers(facts),
         "no_advice": NO_ADVICE,
         "outcome": OUTCOME_LABELS[report.verdict.outcome],
         "quantization": manifest.quantization,
@@ -100,6 +101,12 @@ def _what(facts: CardFacts) -> str:
     commit = f" at commit `{base.revision}`" if base.revision else ""
     listed = " and ".join(named[part] for part in parts)
     return f"{listed[0].upper()}{listed[1:]}, trained from `{base.model}`{commit}."
+
+
+def _no_answers(facts: CardFacts) -> str:
+    if facts.manifest.parts == ("gguf",):
+        return "the programs that read these files round otherwise"
+    return "the base has no chat template, or every answer repeated something that must not be shown"
 
 
 def _baselines(tasks: tuple[TaskReport, ...]) -> str:

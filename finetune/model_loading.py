@@ -18,13 +18,22 @@ class Loading:
 
     before: str
     code: str
+    language: str = "python"
 
 
-def build_loading(manifest: Manifest, template: str, stops: tuple[int, ...], question: str) -> Loading:
+def build_loading(
+    manifest: Manifest, template: str, stops: tuple[int, ...], question: str, gguf: tuple[str, ...]
+) -> Loading:
     """Write the program that gives the card's answers.
 
     `template` is the chat template's text, `stops` the tokens that end an answer.
     """
+    if manifest.parts == ("gguf",):
+        return Loading(
+            "With llama.cpp (https://github.com/ggml-org/llama.cpp), from this folder:",
+            f'llama-cli -m {gguf[0]} -p "{question}" -n 32 --temp 0',
+            "bash",
+        )
     adapter = "adapter" in manifest.parts
     imports = ["import torch", *(["from peft import PeftModel"] if adapter else [])]
     imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")

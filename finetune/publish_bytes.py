@@ -1,4 +1,4 @@
-"""Every text that a file holds, whatever its kind: lines, JSON strings, headers of weights, runs of letters in bytes."""
+"""Every text that a file holds, whatever its kind: lines, JSON strings, headers of weights, letters among bytes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _header_pieces(path: Path, data: mmap.mmap) -> Iterator[Piece]:
             texts = list(_gguf_texts(data))
         else:
             return
-    except (struct.error, ValueError, IndexError, KeyError):
+    except (struct.error, ValueError, IndexError, KeyError, OverflowError):
         return  # damaged: its bytes are looked through all the same
     yield Piece("\n".join(texts), lambda _: "in the header", loose=False)
 

@@ -16,8 +16,11 @@ from finetune.publish_limits import find_domain
 from finetune.publish_manifest import Manifest
 from finetune.publish_settings import PublishSettings
 from finetune.pypi import PYPI_PREFIX
+from finetune.records import Audit
 from finetune.report_contents import Report
 
+TRACE = 0.05
+"""Share of the rows from which a language is named."""
 TAGS = ("finetune-recipes", "llama")
 
 
@@ -47,7 +50,7 @@ def write_card(folder: Path, inputs: CardInputs, renderer: Renderer) -> None:
         report=report,
         decision=inputs.decision,
         domain=find_domain(report.recipe, report.audit, inputs.settings.domain),
-        loading=build_loading(manifest, template, renderer.stop_ids(), question),
+        loading=build_loading(manifest, template, renderer.stop_ids(), question, inputs.gguf),
         block=card_block(_block(inputs)),
         rendered=inputs.rendered,
         gguf=inputs.gguf,
@@ -69,11 +72,17 @@ def _block(inputs: CardInputs) -> CardBlock:
         license=inputs.decision.licence.id,
         base_model=manifest.base.model if on_hub else None,
         datasets=hub_datasets([source.source for source in report.recipe.data.sources]),
-        languages=settings.languages or tuple(sorted(report.audit.languages)),
+        languages=settings.languages or _languages(report.audit),
         tags=tuple(dict.fromkeys((*TAGS, *(["lora"] if adapter else []), *_domain_tag(domain), *settings.tags))),
         scores=tuple(score for score in manifest.scores if score.contender == published),
         task_sha256={task.name: task.task_sha256 for task in report.tasks},
     )
+
+
+def _languages(audit: Audit) -> tuple[str, ...]:
+    """Languages of which there is more than a trace among the training rows; `und` is what could not be told."""
+    told = {language: rows for language, rows in audit.languages.items() if language != "und"}
+    return tuple(sorted(language for language, rows in told.items() if rows >= TRACE * sum(told.values())))
 
 
 def _domain_tag(domain: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 
-def publish(
+def publish(  # noqa: PLR0913  # each option of the command is a parameter
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)],
     to: Annotated[
         str | None, typer.Option("--to", metavar="TARGET", help="org/name on the hub, or folder:PATH.")

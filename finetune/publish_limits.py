@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from finetune.publish_settings import Domain
 from finetune.recipe import Recipe
 from finetune.records import Audit, Environment
+from finetune.report_figures import duration
 
 _WORDS: dict[Domain, re.Pattern[str]] = {
     "medical": re.compile(
         r"medic|clinic|patient|diagnos|disease|icd.?10|pubmed|medquad|health|hospital|drug|symptom|therap|pharma"
-        r"|医|病|药|arzt|klinik|krank",
+        r"|医|患者|疾病|药物|arzt|klinik|krank",
         re.IGNORECASE,
     ),
     "legal": re.compile(
         r"legal|\blaw|lawyer|court|contract|clause|statute|judg|attorney|litigat|tenan|legislat|jurist"
-        r"|法|律|合同|recht|gericht|vertrag|miete",
+        r"|法律|法院|合同|诉讼|recht|gericht|vertrag|miete",
         re.IGNORECASE,
     ),
 }
@@ -99,12 +100,12 @@ def energy_sentence(seconds: float, environment: Environment, devices: int) -> s
         if environment.device != "cpu" and name.search(environment.device):
             return (
                 f"At most about {hours * watts * devices / 1000:.3g} kWh: {devices} × {watts} W, the largest power "
-                f"that its maker states ({page}), for {hours:.2f} h of all stages, as in {_METHOD}. It was not measured."
+                f"that its maker states ({page}), for {duration(seconds)} of all stages, as in {_METHOD}. Not measured."
             )
     low, high = (hours * watts / 1000 for watts in _PROCESSOR_WATTS)
     what = "processor" if environment.device == "cpu" else "device"
     return (
         f"Between {low:.2g} and {high:.2g} kWh: the power of the {what} is not known and is taken as "
-        f"{_PROCESSOR_WATTS[0]} W (a laptop's) to {_PROCESSOR_WATTS[1]} W (a server's) for {hours:.2f} h of all stages, "
-        f"as in {_METHOD}. It was not measured."
+        f"{_PROCESSOR_WATTS[0]} W (a laptop's) to {_PROCESSOR_WATTS[1]} W (a server's) for {duration(seconds)} of all "
+        f"stages, as in {_METHOD}. Not measured."
     )

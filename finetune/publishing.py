@@ -88,7 +88,8 @@ def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
 
 def files_table(manifest: Manifest) -> Table:
     """Lay out what is in a published folder: files, sizes, hashes."""
-    table = Table("file", "size", "sha256", box=None, padding=(0, 2, 0, 0), title=manifest.name, title_justify="left")
+    table = Table("file", "size", box=None, padding=(0, 2, 0, 0), title=manifest.name, title_justify="left")
+    table.add_column("sha256", overflow="fold")
     for file in manifest.files:
         table.add_row(file.path, _size(file.bytes), file.sha256)
     table.add_row("", _size(sum(file.bytes for file in manifest.files)), f"{len(manifest.files)} files")
