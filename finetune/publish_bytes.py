@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -12,14 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 SHORTEST_RUN = 6
 """Characters from which a run of letters in bytes is looked at; a path or a name is longer."""
+CHUNK_BYTES = 2**26
+"""Bytes that are looked at once."""
+OVERLAP_BYTES = 2**16
+"""Bytes that two chunks share."""
 
 _TEXT_SUFFIXES = {".json", ".jsonl", ".jinja", ".md", ".yaml", ".txt", ""}
-_RUN = re.compile(rb"[\x20-\x7e\t\r\n]{%d,}" % SHORTEST_RUN)
-_WIDE_RUN = re.compile(rb"(?:[\x20-\x7e]\x00){%d,}" % SHORTEST_RUN)
+_IS_LETTER = np.array([chr(byte) in "\t\r\n" or 0x20 <= byte <= 0x7E for byte in range(256)])
 _GGUF_STRING, _GGUF_LIST = 8, 9
 # Widths of GGUF's numbers by type, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 _GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -48,8 +52,8 @@ def texts_in(path: Path) -> Iterator[Piece]:
             return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield from _header_pieces(path, data)
-        yield _runs(data, _RUN, lambda run: run.decode("ascii"))
-        yield _runs(data, _WIDE_RUN, lambda run: run.decode("utf-16-le"))
+    yield _runs(path, 1)
+    yield _runs(path, 2)
 
 
 def find_bytes(path: Path, value: str) -> Iterator[int]:
@@ -153,13 +157,34 @@ def _gguf_value(data: mmap.mmap, at: int, kind: int) -> tuple[list[str], int]:
     return texts, at
 
 
-def _runs(data: mmap.mmap, pattern: re.Pattern[bytes], decode: Callable[[bytes], str]) -> Piece:
-    """Runs of letters among bytes, one a line; what stands between two runs is no text."""
+def _runs(path: Path, step: int) -> Piece:
+    """Runs of letters among bytes, one a line; each letter takes `step` bytes, the second of which is 0."""
     starts, places, parts, length = [0], [0], [], 0
-    for match in pattern.finditer(data):
-        text = decode(match.group())
+    for place, text in _each_run(path, step):
         starts.append(length)
-        places.append(match.start())
+        places.append(place)
         parts.append(text)
         length += len(text) + 1
     return Piece("\n".join(parts), lambda i: f"byte {places[bisect_right(starts, i) - 1]:,}", loose=True)
+
+
+def _each_run(path: Path, step: int) -> Iterator[tuple[int, str]]:
+    """Yield where each run begins, and its text; one that is cut by the end of a chunk is whole in the next."""
+    size = path.stat().st_size
+    for begin in range(0, size, CHUNK_BYTES):
+        data = np.fromfile(path, np.uint8, CHUNK_BYTES + OVERLAP_BYTES, offset=begin)
+        letters = _IS_LETTER[data]
+        if step == 1:
+            yield from _runs_of(data, letters, begin, 1)
+            continue
+        wide = letters[:-1] & (data[1:] == 0)
+        for parity in (0, 1):
+            yield from _runs_of(data[parity::2], wide[parity::2], begin + parity, 2)
+
+
+def _runs_of(data: NDArray[np.uint8], letters: NDArray[np.bool_], begin: int, step: int) -> Iterator[tuple[int, str]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], letters, [False]]).view(np.int8)))
+    firsts, ends = edges[::2], edges[1::2]
+    long_enough = ends - firsts >= SHORTEST_RUN
+    for first, end in zip(firsts[long_enough].tolist(), ends[long_enough].tolist(), strict=True):
+        yield begin + first * step, data[first:end].tobytes().decode("ascii")

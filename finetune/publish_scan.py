@@ -47,12 +47,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class _Literal:
+    """Something that is this machine's own, in the ways that it may be spelled."""
+
+    begins: str
+    """Small letters without which it is not there; they are looked for first, being quicker."""
+    pattern: re.Pattern[str]
+    kind: str
+
+
+@dataclass(frozen=True)
 class _Search:
     """What is looked for in one folder."""
 
     private: Private
     rows: RowTexts
-    literals: tuple[tuple[re.Pattern[str], str], ...]
+    literals: tuple[_Literal, ...]
 
 
 def scan_folder(
@@ -106,8 +116,10 @@ def _in_piece(piece: Piece, name: str, search: _Search) -> Iterator[Finding]:
     text = piece.text
     for pattern in _PATHS:
         yield from (Finding(name, piece.place(m.start()), "a path of a machine") for m in pattern.finditer(text))
-    for pattern, kind in search.literals:
-        yield from (Finding(name, piece.place(m.start()), kind) for m in pattern.finditer(text))
+    lowered = text.lower()
+    for one in search.literals:
+        if one.begins in lowered:
+            yield from (Finding(name, piece.place(m.start()), one.kind) for m in one.pattern.finditer(text))
     yield from _secrets(piece, name)
     yield from _personal(piece, name)
     places = dict.fromkeys(piece.place(i) for i in search.rows.find(text))
@@ -143,19 +155,21 @@ def _in_text(text: str, search: _Search) -> Iterator[tuple[str, str]]:
         yield finding.kind, finding.place
 
 
-def _literals(private: Private) -> Iterator[tuple[re.Pattern[str], str]]:
-    """Patterns for what is this machine's own, in the ways that it may be spelled."""
+def _literals(private: Private) -> Iterator[_Literal]:
     for path in private.paths:
         # /work alone may be a word of a vocabulary; below it stands what is meant.
         end = r"(?![\w-])" if path.count("/") > 1 else r"/[\w.]"
         spelled = "|".join(re.escape(form) for form in {path, path.replace("/", "\\/"), path.replace("\\", "\\\\")})
-        yield re.compile(rf"{_BEFORE}(?:{spelled}){end}"), "a path of this machine"
+        pattern = re.compile(rf"{_BEFORE}(?:{spelled}){end}")
+        yield _Literal(path.lower().rpartition("/")[2], pattern, "a path of this machine")
     for user in private.users:
-        yield _name_pattern(user, rf"\b{re.escape(user)}@[\w-]|[/\\]{re.escape(user)}[/\\]"), "the user of this machine"
+        pattern = _name_pattern(user, rf"\b{re.escape(user)}@[\w-]|[/\\]{re.escape(user)}[/\\]")
+        yield _Literal(user.lower(), pattern, "the user of this machine")
     for host in private.hosts:
-        yield _name_pattern(host, rf"\w@{re.escape(host)}\b|//{re.escape(host)}\b"), "the name of this machine"
+        pattern = _name_pattern(host, rf"\w@{re.escape(host)}\b|//{re.escape(host)}\b")
+        yield _Literal(host.lower(), pattern, "the name of this machine")
     for name, value in private.values:
-        yield re.compile(re.escape(value)), f"the value of ${name}"
+        yield _Literal(value.lower(), re.compile(re.escape(value)), f"the value of ${name}")
 
 
 def _name_pattern(name: str, context: str) -> re.Pattern[str]:
