@@ -84,3 +84,13 @@ def published_name(stated: str | None, target: str | None, run: Path) -> str:
     if not _NAME.fullmatch(name):
         raise DataError(f"{name!r} cannot be a name", where="--as", hint="org/name, of letters, digits, - _ and .")
     return name
+
+
+def check_target(target: str | None, stage_only: bool) -> None:
+    """Check that it is said where a publication goes.
+
+    Raises:
+        DataError: nobody says so, and it is not said either that it stays here.
+    """
+    if target is None and not stage_only:
+        raise DataError("nobody says where to", where="--to", hint="--to org/name, --to folder:PATH, or --stage-only")
