@@ -38,8 +38,6 @@ def build_loading(
     imports = ["import torch", *(["from peft import PeftModel"] if adapter else [])]
     imports.append("from transformers import AutoModelForCausalLM, AutoTokenizer")
     base, before = _base_lines(manifest) if adapter else (_merged_lines(), "")
-    # Templates of LLaMA 3 print today's date; it was this one in training and scoring.
-    date = f', date_string="{TEMPLATE_DATE}"' if "date_string" in template or "strftime_now" in template else ""
     lines = [
         *imports,
         "",
@@ -49,10 +47,7 @@ def build_loading(
         *(["model = PeftModel.from_pretrained(model, FOLDER)"] if adapter else []),
         "model.eval()",
         "",
-        f'messages = [{{"role": "user", "content": "{question}"}}]',
-        "inputs = tokenizer.apply_chat_template(",
-        f'    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{date}',
-        ")",
+        *_question_lines(question, template),
         "output = model.generate(",
         f"    **inputs, max_new_tokens=32, do_sample=False, eos_token_id={list(stops)}, pad_token_id={stops[0]}",
         ")",
@@ -84,3 +79,16 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
         return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}"{revision}, dtype=torch.float32)'], ""
     before = f" The base is a folder of the publisher's, `{base.model}`, whose files have the sha256 `{base.sha256}`."
     return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}", dtype=torch.float32)'], before
+
+
+def _question_lines(question: str, template: str) -> list[str]:
+    if not template:
+        return [f'inputs = tokenizer("{question}", return_tensors="pt")']
+    # Templates of LLaMA 3 print today's date; it was this one in training and scoring.
+    date = f', date_string="{TEMPLATE_DATE}"' if "date_string" in template or "strftime_now" in template else ""
+    return [
+        f'messages = [{{"role": "user", "content": "{question}"}}]',
+        "inputs = tokenizer.apply_chat_template(",
+        f'    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{date}',
+        ")",
+    ]

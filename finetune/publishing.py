@@ -114,11 +114,18 @@ def _find_base(report: Report, lock: Lock, settings: PublishSettings, reporter: 
 
 
 def _load_report(run: RunDirectory) -> Report:
-    return Report.model_validate_json((run.folder / "report.json").read_bytes())
+    try:
+        return Report.model_validate_json((run.folder / "report.json").read_bytes())
+    except ValidationError as error:
+        what = "report.json was written by another version of this program, or is damaged"
+        raise DataError(what, where=str(run.folder), hint="write it again: finetune report") from error
 
 
 def _load_lock(run: RunDirectory) -> Lock:
-    return Lock.model_validate_json(run.lock_file.read_bytes())
+    try:
+        return Lock.model_validate_json(run.lock_file.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise DataError("recipe.lock.json is missing or damaged", where=str(run.folder), hint="run it again") from error
 
 
 def _refuse_used(out: Path) -> None:

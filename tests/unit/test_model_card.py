@@ -162,6 +162,12 @@ def test_the_program_states_the_date_where_the_template_asks_for_one() -> None:
     assert "date_string" not in build_loading(manifest(), CHATML, (2,), QUESTION, ()).code
 
 
+def test_the_program_does_without_a_chat_template_where_there_is_none() -> None:
+    code = build_loading(manifest(), "", (2,), QUESTION, ()).code
+    assert "apply_chat_template" not in code
+    compile(code, "card", "exec")
+
+
 def test_the_domain_is_told_from_the_recipe_and_can_be_stated() -> None:
     told = find_domain(recipe(), audit(), None)
     assert told.domain == "medical"
