@@ -38,6 +38,8 @@ class Licence:
     """Sentence in the file NOTICE."""
     policy: str = ""
     """Address of the acceptable use policy that goes with it."""
+    improves_only_itself: bool = False
+    """What such a model wrote may train no other model: section 1.b.v of Llama 2 and Llama 3, gone in 3.1."""
 
     @property
     def binds(self) -> bool:
@@ -72,6 +74,7 @@ _LLAMA_2 = Licence(
     notice="Llama 2 is licensed under the LLAMA 2 Community License, "
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
     policy="https://ai.meta.com/llama/use-policy",
+    improves_only_itself=True,
 )
 _LLAMA_3 = Licence(
     id="llama3",
@@ -83,6 +86,7 @@ _LLAMA_3 = Licence(
     notice="Meta Llama 3 is licensed under the Meta Llama 3 Community License, "
     "Copyright © Meta Platforms, Inc. All Rights Reserved.",
     policy="https://llama.meta.com/llama3/use-policy",
+    improves_only_itself=True,
 )
 
 LICENCES: dict[str, Licence] = {

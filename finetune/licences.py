@@ -103,6 +103,7 @@ def work_out(inputs: Sequence[Input], choice: str | None, name: str) -> Decision
         DataError: what went in forbids it, does not go together, or forbids the choice or the name; and why.
     """
     _refuse_no_derivatives(inputs)
+    _refuse_outputs(inputs)
     bound = _bound(inputs)
     chosen = find_licence(choice, "--license") if choice is not None else None
     licence = chosen or bound or _default(inputs)
@@ -175,6 +176,14 @@ def _refuse_no_derivatives(inputs: Sequence[Input]) -> None:
         if "no_derivatives" in one.licence.restrictions:
             what = f"{one.licence.id} allows nothing that is made from it to be published"
             raise DataError(what, where=f"{one.what} {one.name}", hint=NO_ADVICE)
+
+
+def _refuse_outputs(inputs: Sequence[Input]) -> None:
+    base = next(one for one in inputs if one.what == "base")
+    for one in inputs:
+        if one.what == "data" and one.licence.improves_only_itself and one.licence.id != base.licence.id:
+            what = f"what a model under {one.licence.id} wrote may be used to train such a model alone"
+            raise DataError(what, where=f"data {one.name}", hint=f"section 1.b.v of {one.licence.source}. {NO_ADVICE}")
 
 
 def _bound(inputs: Sequence[Input]) -> Licence | None:
