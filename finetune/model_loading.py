@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from evaluation.chat_template import TEMPLATE_DATE
 from finetune.publish_manifest import Manifest
 from finetune.pypi import PYPI_PREFIX
 
@@ -51,7 +50,8 @@ def build_loading(
         "output = model.generate(",
         f"    **inputs, max_new_tokens=32, do_sample=False, eos_token_id={list(stops)}, pad_token_id={stops[0]}",
         ")",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())',
+        'answer = output[0, inputs["input_ids"].shape[1] :]',
+        "print(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip())",
     ]
     versions = ", ".join(f"{name} {manifest.versions[name]}" for name in _NEEDS if name in manifest.versions)
     return Loading(f"With {versions}.{before}", "\n".join(lines))
@@ -84,11 +84,9 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
 def _question_lines(question: str, template: str) -> list[str]:
     if not template:
         return [f'inputs = tokenizer("{question}", return_tensors="pt")']
-    # Templates of LLaMA 3 print today's date; it was this one in training and scoring.
-    date = f', date_string="{TEMPLATE_DATE}"' if "date_string" in template or "strftime_now" in template else ""
     return [
         f'messages = [{{"role": "user", "content": "{question}"}}]',
         "inputs = tokenizer.apply_chat_template(",
-        f'    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True{date}',
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
         ")",
     ]

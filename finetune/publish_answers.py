@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
+
+import torch
 
 from evaluation.conversation import Conversation, Message
 from evaluation.inference import LanguageModel, load_language_model
@@ -51,10 +54,33 @@ def answer_questions(
         return ()
     for question in QUESTIONS:
         messages = (Message(role="user", content=question),)
-        [generated] = model.generate([Conversation(messages=messages)], ANSWER_TOKENS)
-        if may_be_shown(generated.text):
-            answers.append(PublishedAnswer(messages=messages, answer=generated.text, tokens=ANSWER_TOKENS))
+        answer = _answer(model, Conversation(messages=messages))
+        if answer is not None and may_be_shown(answer):
+            answers.append(PublishedAnswer(messages=messages, answer=answer, tokens=ANSWER_TOKENS))
             advance(1)
         if len(answers) == ANSWERS:
             break
     return tuple(answers)
+
+
+@torch.inference_mode()
+def _answer(model: LanguageModel, conversation: Conversation) -> str | None:
+    """Answer greedily; none where control tokens stand within the answer, which programs show in different ways."""
+    ids = list(model.renderer.prompt(conversation))
+    stops = model.renderer.stop_ids()
+    output = cast(Any, model.causal_lm).generate(
+        input_ids=torch.tensor([ids], device=model.causal_lm.device),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.causal_lm.device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=list(stops),
+        pad_token_id=stops[0],
+    )
+    written = output[0, len(ids) :].tolist()
+    end = next((place for place, token in enumerate(written) if token in stops), len(written))
+    if any(token in model.renderer.special_ids for token in written[:end]):
+        return None
+    return str(model.renderer.tokenizer.decode(written[:end], clean_up_tokenization_spaces=False)).strip()

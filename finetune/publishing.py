@@ -81,6 +81,9 @@ def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
         ) from error
     if hash_without_proof(run.merged) != proof.merged_sha256:
         raise ProofFailed("the merged model is not the one that was proven", where=str(run.merged))
+    if not proof.doors:
+        what = "the merge was not tried at the doors that people use: plain transformers on adapter and merged model"
+        raise ProofFailed(what, where=where, hint="run `finetune merge` again")
     trained = _load_report(run).training.adapter_sha256
     if "adapter" in parts and sha256_of_file(run.adapter / ADAPTER_FILE) != trained:
         raise ProofFailed("the adapter is not the one that was trained", where=str(run.adapter))

