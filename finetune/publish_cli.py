@@ -66,7 +66,7 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
         parse_parts,
         published_name,
     )
-    from finetune.publishing import stage
+    from finetune.publishing import local_base, stage
     from finetune.run_directory import RunDirectory
 
     check_target(to, stage_only)
@@ -90,4 +90,5 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
     if to is not None and not stage_only:
         from finetune.pushing import push
 
-        push(folder, to, public=public, reporter=reporter)
+        base = local_base(RunDirectory(run))
+        push(folder, to, public=public, reporter=reporter, base=base, cache=settings.cache)

@@ -89,6 +89,12 @@ def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
         raise ProofFailed("the adapter is not the one that was trained", where=str(run.adapter))
 
 
+def local_base(run: RunDirectory) -> Path | None:
+    """Return the folder of a base that nobody else can fetch; none where the base has a public name."""
+    path = Path(_load_lock(run).base)
+    return path if path.is_dir() else None
+
+
 def files_table(manifest: Manifest) -> Table:
     """Lay out what is in a published folder: files, sizes, hashes."""
     table = Table("file", "size", box=None, padding=(0, 2, 0, 0), title=manifest.name, title_justify="left")

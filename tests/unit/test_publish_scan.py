@@ -248,6 +248,27 @@ def test_random_weights_raise_no_alarm(tmp_path: Path) -> None:
     assert scan(tmp_path) == []
 
 
+@pytest.mark.parametrize("before", [b"\x01", b"\x01\x01"])
+def test_wide_letters_are_found_wherever_they_begin(before: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.model").write_bytes(before + CANARIES["token"].encode("utf-16-le") + b"\xff\xff")
+    assert [finding.kind for finding in scan(tmp_path)][:1] == ["Hugging Face token"]
+
+
+def test_what_is_too_short_to_be_meant_among_weights_is_no_address(tmp_path: Path) -> None:
+    (tmp_path / "a.model").write_bytes(b"\xff\x01 xy@ab.de \x00\xff")
+    assert scan(tmp_path) == []
+    (tmp_path / "a.model").write_bytes(b"\xff\x01 karla@clinic-nord.de \x00\xff")
+    assert [finding.kind for finding in scan(tmp_path)] == ["personal data: email"]
+
+
+def test_what_lies_across_two_chunks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.publish_bytes.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("finetune.publish_bytes.OVERLAP_BYTES", 200)
+    for start in range(900, 1100, 7):
+        (tmp_path / "a.model").write_bytes(b"\xff" * start + CANARIES["token"].encode() + b"\xff" * 500)
+        assert [finding.kind for finding in scan(tmp_path)][:1] == ["Hugging Face token"], start
+
+
 def test_damaged_headers_are_looked_through_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 4 + CANARIES["token"].encode())
     (tmp_path / "b.gguf").write_bytes(b"GGUF" + b"\xff" * 30 + CANARIES["token"].encode())
