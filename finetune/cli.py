@@ -17,6 +17,7 @@ from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
+from finetune.publish_cli import publish
 from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
@@ -233,6 +234,9 @@ app.command("launch-line", epilog="Example: finetune launch-line runs/icd10-quic
 
 app.command("chat", epilog="Example: finetune chat runs/icd10-quickstart --compare base")(chat)
 app.command("serve", epilog="Example: finetune serve runs/icd10-quickstart --port 8000")(serve)
+
+
+app.command("publish", epilog="Example: finetune publish runs/icd10-quickstart --to org/name")(publish)
 
 
 def _load(
