@@ -16,6 +16,7 @@ from rich.markup import escape
 from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
+from finetune.push_cli import pull, push, verify
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -234,6 +235,11 @@ def export(
     from finetune.exporting import export_model
 
     export_model(model, out, gguf)
+
+
+app.command(epilog="Example: finetune push staged/icd10 --to my-org/icd10-quickstart")(push)
+app.command(epilog="Example: finetune pull my-org/icd10-quickstart --out icd10")(pull)
+app.command(epilog="Example: finetune verify my-org/icd10-quickstart --data rows.csv=my/rows.csv")(verify)
 
 
 def _load(
