@@ -39,14 +39,14 @@ class PatientClient(httpx2.Client):
         self,
         say: Say,
         advance: Advance,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Tell waits to `say` and bytes that were sent to `advance`; `transport` stands for the network in tests."""
         super().__init__(follow_redirects=True, timeout=TIMEOUT, transport=transport)
         self._say = say
         self._advance = advance
-        self._sleep = sleep
+        self._sleep = sleep or time.sleep
         self._failures: dict[str, int] = {}
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -102,7 +102,9 @@ class PatientClient(httpx2.Client):
         if asked is not None and asked > LONGEST_WAIT_SECONDS:
             raise MachineError(f"the hub asks to wait {asked:.0f} seconds (status {status})", hint="try again then")
         if wait is None:
-            raise MachineError(f"the hub still answers with status {status} after {TRIES} tries", hint="try again later")
+            raise MachineError(
+                f"the hub still answers with status {status} after {TRIES} tries", hint="try again later"
+            )
         return wait if asked is None else asked
 
     def _tell_and_sleep(self, what: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""One commit on the Hugging Face hub: the repository, what lies there already, and all files of a staged folder at once.
+"""One commit on the Hugging Face hub: the repository, what lies there already, and all files of a folder at once.
 
 Large files go by the LFS protocol and not by Xet, whose own client does not tell and bound its waits; the commit comes
 after them, names the one it follows, and holds every file. Until it is made, nobody sees any of it.
@@ -20,20 +20,21 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    ModelCard,
     constants,
+    get_session,
     get_token,
     set_client_factory,
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory, hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError
 from finetune.hub_patience import Advance, PatientClient
 from finetune.hub_refusals import LOGIN, NOTHING_PUBLISHED, explained_push, short_of
-from finetune.publish_manifest import MANIFEST_FILE, Manifest, PublishedFile, describe_files, load_manifest
+from finetune.publish_manifest import MANIFEST_FILE, Manifest, PublishedFile, describe_files, parse_manifest
 
 CARD = "README.md"
 HUB_OWN_FILES = frozenset({".gitattributes"})
@@ -74,7 +75,7 @@ def publish_to_hub(folder: Path, manifest: Manifest, repo: str, *, public: bool,
     _refuse_without_access(repo)
     with reporter.bar(f"upload to {repo} (bytes)", None) as advance, _patient(reporter, advance), explained_push(repo):
         api = HfApi()
-        _check_card(folder / CARD, repo)
+        _check_card(api, folder, repo, reporter)
         remote = _look(api, repo)
         if remote is None:
             api.create_repo(repo, private=not public, repo_type="model")
@@ -86,7 +87,9 @@ def publish_to_hub(folder: Path, manifest: Manifest, repo: str, *, public: bool,
         return _commit_once(api, folder, files, repo, reporter)
 
 
-def _commit_once(api: HfApi, folder: Path, files: tuple[PublishedFile, ...], repo: str, reporter: Reporter) -> HubCommit:
+def _commit_once(
+    api: HfApi, folder: Path, files: tuple[PublishedFile, ...], repo: str, reporter: Reporter
+) -> HubCommit:
     """Commit, and where it is not known whether the commit arrived, look before trying again."""
     failure: HfHubHTTPError | httpx2.TransportError | None = None
     for pause in (1.0, 2.0, 4.0, None):
@@ -148,16 +151,24 @@ def _refuse_without_access(repo: str) -> None:
         raise MachineError("nobody is logged in to the hub here", where=repo, hint=LOGIN)
 
 
-def _check_card(card: Path, repo: str) -> None:
+def _check_card(api: HfApi, folder: Path, repo: str, reporter: Reporter) -> None:
     """Let the hub check the card's metadata before anything is created or uploaded."""
     try:
-        ModelCard(card.read_text(encoding="utf-8")).validate(repo_type="model")
+        content = (folder / CARD).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"no {CARD} in the folder", where=str(card.parent)) from error
-    except HfHubHTTPError:
-        raise
-    except ValueError as error:
-        raise DataError(f"the metadata of {CARD} is not accepted\n{error}", where=repo, hint=NOTHING_PUBLISHED) from error
+        raise DataError(f"no {CARD} in the folder", where=str(folder)) from error
+    # ModelCard.validate of huggingface_hub 2.4 sends what it understood of the card, not what stands in it.
+    question = {"content": content, "repoType": "model"}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=question)
+    if response.status_code != 400:
+        hf_raise_for_status(response)
+    verdict = response.json()
+    for warning in verdict.get("warnings", ()):
+        reporter.say(f"  {CARD}: {warning.get('message')}")
+    errors = [str(error.get("message")) for error in verdict.get("errors", ())]
+    if errors or response.status_code == 400:
+        told = "\n".join(f"  - {error}" for error in errors or ["the hub does not say why"])
+        raise DataError(f"the metadata of {CARD} is not accepted\n{told}", where=repo, hint=NOTHING_PUBLISHED)
 
 
 def _look(api: HfApi, repo: str) -> _Remote | None:
@@ -181,10 +192,12 @@ def _refuse_other_use(api: HfApi, repo: str, remote: _Remote, manifest: Manifest
         return
     other = "choose another name, or delete the repository first"
     if MANIFEST_FILE not in remote.files:
-        raise DataError(f"it holds files and no {MANIFEST_FILE}: it was not published from here", where=repo, hint=other)
+        raise DataError(
+            f"it holds files and no {MANIFEST_FILE}: it was not published from here", where=repo, hint=other
+        )
     with tempfile.TemporaryDirectory() as place:
         api.hf_hub_download(repo, MANIFEST_FILE, revision=remote.commit, local_dir=place)
-        there = load_manifest(Path(place))
+        there = parse_manifest((Path(place) / MANIFEST_FILE).read_bytes(), repo)
     if there.name != manifest.name:
         raise DataError(f"it holds {there.name!r}, and this is {manifest.name!r}", where=repo, hint=other)
 
@@ -206,9 +219,16 @@ def _is_same(there: RepoFile, path: Path, file: PublishedFile) -> bool:
 
 @contextmanager
 def _patient(reporter: Reporter, advance: Advance) -> Iterator[None]:
-    """Make huggingface_hub use our client, its LFS protocol, and no output of its own, in this process."""
+    """Make huggingface_hub use our client, its LFS protocol, and no output of its own, until the block ends."""
+    logger = logging.getLogger("huggingface_hub")
+    level, xet = logger.level, constants.HF_HUB_DISABLE_XET
     set_client_factory(lambda: PatientClient(reporter.say, advance))
     constants.HF_HUB_DISABLE_XET = True
     disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    yield
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        set_client_factory(default_client_factory)
+        constants.HF_HUB_DISABLE_XET = xet
+        logger.setLevel(level)

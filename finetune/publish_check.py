@@ -64,12 +64,23 @@ def check_in_fresh_process(job: CheckJob) -> CheckResult:
     done = subprocess.run(
         command, input=job.model_dump_json(), capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
     )
-    where = f"{job.target}@{job.commit}" if job.commit else job.target
     try:
         result = CheckResult.model_validate_json(done.stdout)
     except ValidationError as error:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise MachineError(f"published, and the process that compares it ended: {last}", where=where) from error
+        what = f"published, and the process that compares it ended: {last}"
+        raise MachineError(what, where=job.target, hint="the same command compares it again") from error
+    return judged(result, job)
+
+
+def judged(result: CheckResult, job: CheckJob) -> CheckResult:
+    """Return a result that is good.
+
+    Raises:
+        ProofFailed: what is there is not what was sent.
+        MachineError: it could not be downloaded.
+    """
+    where = f"{job.target}@{job.commit}" if job.commit else job.target
     if result.unreachable is not None:
         what = f"published, and it cannot be downloaded to be compared: {result.unreachable}"
         raise MachineError(what, where=where, hint="the same command compares it again")
@@ -114,7 +125,7 @@ def _ask(folder: Path, manifest: Manifest, job: CheckJob) -> dict[str, object]:
     elif "merged" not in manifest.parts:
         return {"not_asked": "a GGUF file alone is not loaded by transformers and peft"}
     # torch takes seconds to import, and hashes need none of it.
-    from finetune.publish_answers import wrong_answers
+    from finetune.plain_answers import wrong_answers
 
     wrong = wrong_answers(folder, manifest, base)
     if wrong:

@@ -87,6 +87,11 @@ class Manifest(_Record):
     """Sorted by path; all files but publish.json itself."""
 
 
+def merged_folder(manifest: Manifest) -> str:
+    """Name the folder that the merged model lies in: at the top, where no adapter is published beside it."""
+    return MERGED_FOLDER if "adapter" in manifest.parts else ADAPTER_FOLDER
+
+
 def load_manifest(folder: Path) -> Manifest:
     """Read publish.json.
 
@@ -120,9 +125,7 @@ def describe_files(folder: Path) -> tuple[PublishedFile, ...]:
     """List every file below a folder but publish.json, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_FILE)
     return tuple(
-        PublishedFile(
-            path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of_file(path)
-        )
+        PublishedFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of_file(path))
         for path in paths
     )
 

@@ -19,10 +19,10 @@ from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.publish_manifest import (
     ADAPTER_FOLDER,
     MANIFEST_FILE,
-    MERGED_FOLDER,
     Manifest,
     check_files,
     load_manifest,
+    merged_folder,
 )
 from finetune.published import fetch_published, find_base
 from finetune.push_targets import FolderTarget, HubTarget, Target, UrlTarget, parse_source
@@ -81,12 +81,13 @@ def _check_published(folder: Path, wanted: Pull, say: Callable[[str], None]) -> 
     if "adapter" in manifest.parts:
         say(f"  {_check_adapter(folder, base, manifest.base.model)}")
     if "merged" in manifest.parts:
-        merged = folder / MERGED_FOLDER
-        check_model_folder(merged, f"{wanted.source}/{MERGED_FOLDER}")
+        merged = folder / merged_folder(manifest)
+        check_model_folder(merged, wanted.source)
         say(f"  merged model: {_check_finite(merged)} weights, all finite")
     if "gguf" in manifest.parts:
         say("  GGUF: its bytes are those that were published; its weights were not looked at")
-    own = [name for name, part in ((ADAPTER_FOLDER, "adapter"), (MERGED_FOLDER, "merged")) if part in manifest.parts]
+    places = {"adapter": ADAPTER_FOLDER, "merged": merged_folder(manifest)}
+    own = [places[part] for part in manifest.parts if part in places]
     for name in own:
         _check_template(folder / name, manifest)
     say("  chat template: as published" if own else "  chat template: inside the GGUF file, not looked at")
@@ -118,7 +119,9 @@ def _check_adapter(folder: Path, base: Path | None, named: str) -> str:
         adapter.change(module)  # refuses what is not finite, or of another shape than the settings say
     held = f"adapter: {adapter.config.kind} of rank {adapter.config.r}, {len(adapter.modules)} modules, all finite"
     if base is None:
-        return f"{held}; its base {_base_name(adapter, named)} is not here, so its fit was not checked (--base names it)"
+        return (
+            f"{held}; its base {_base_name(adapter, named)} is not here, so its fit was not checked (--base names it)"
+        )
     check_fits(open_base(base), adapter)
     return f"{held}, all fit the base"
 

@@ -37,7 +37,8 @@ def pull(
     """Fetch a published adapter or model and check what can be checked: hashes, base, template, weights."""
     from finetune.cache import default_cache
     from finetune.console import Reporter
-    from finetune.pulling import Pull, pull as pull_published
+    from finetune.pulling import Pull
+    from finetune.pulling import pull as pull_published
 
     pull_published(Pull(source, revision, base, cache or default_cache()), out, Reporter())
 

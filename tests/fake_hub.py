@@ -420,7 +420,7 @@ def card_errors(card: str) -> list[str]:
 
 
 def index_errors(index: list[Any]) -> list[str]:
-    """Check `model-index`: names, and results with task.type, dataset.name and .type, and metrics with type and value."""
+    """Check `model-index`: names, and results with a task, a data set and metrics that have what they need."""
     errors = []
     for i, model in enumerate(index):
         place = f"model-index[{i}]"

@@ -14,7 +14,7 @@ from evaluation.conversation import Message
 from evaluation.files import write_model
 from evaluation.model import ModelSpec, load_base
 from finetune.bases import hash_model_folder
-from finetune.publish_answers import wrong_answers
+from finetune.plain_answers import wrong_answers
 from finetune.publish_manifest import (
     MANIFEST_FILE,
     Manifest,

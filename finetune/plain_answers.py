@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
-from finetune.publish_manifest import ADAPTER_FOLDER, MERGED_FOLDER, Manifest, PublishedAnswer
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+from finetune.publish_manifest import ADAPTER_FOLDER, Manifest, PublishedAnswer, merged_folder
 
 
 def wrong_answers(folder: Path, manifest: Manifest, base: Path | None) -> list[str]:
-    """Ask every question of publish.json again, greedily; returns a line for each answer that is another.
+    """Ask every question of publish.json again, greedily, in fp32; returns a line for each answer that is another.
 
     `base` is needed where the folder holds an adapter.
     """
-    own = folder / (ADAPTER_FOLDER if "adapter" in manifest.parts else MERGED_FOLDER)
+    transformers_logging.disable_progress_bar()
+    own = folder / (ADAPTER_FOLDER if "adapter" in manifest.parts else merged_folder(manifest))
     tokenizer = AutoTokenizer.from_pretrained(own, local_files_only=True, trust_remote_code=False)
-    model = _load(own, manifest, base)
+    model = _load(own, base if "adapter" in manifest.parts else None)
     wrong = []
     for expected in manifest.answers:
         found = _answer(model, tokenizer, expected)
@@ -30,27 +30,16 @@ def wrong_answers(folder: Path, manifest: Manifest, base: Path | None) -> list[s
     return wrong
 
 
-def _load(own: Path, manifest: Manifest, base: Path | None) -> Any:
-    quantization = None
-    if manifest.quantization is not None:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=manifest.quantization.endswith("-double"),
-            bnb_4bit_compute_dtype=DTYPES[manifest.dtype],
-        )
-    is_adapter = "adapter" in manifest.parts
-    assert base is not None or not is_adapter, "an adapter needs its base"
+def _load(own: Path, base: Path | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
-        base if is_adapter and base is not None else own,
-        dtype=DTYPES[manifest.dtype],
-        quantization_config=quantization if is_adapter else None,
+        base or own,
+        dtype=torch.float32,
         device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
     )
-    return (PeftModel.from_pretrained(model, str(own), local_files_only=True) if is_adapter else model).eval()
+    return (PeftModel.from_pretrained(model, str(own), local_files_only=True) if base is not None else model).eval()
 
 
 @torch.inference_mode()
