@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from rich.markup import escape
 from rich.table import Table
 
 from evaluation.model import ModelSpec, Quantization
@@ -81,6 +84,8 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
         score_contenders(_without_baselines(loaded.recipe, manifest), run, models, reporter)
         repeated = tuple(Repeated(score, _found(run, score)) for score in manifest.scores)
     _show(repeated, manifest, reporter)
+    counts = Counter(line.verdict for line in repeated)
+    reporter.say(f"of {len(repeated)} figures: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in counts))
     return _judged(repeated, wanted.source)
 
 
@@ -152,12 +157,14 @@ def _found(run: RunDirectory, score: PublishedScore) -> float | None:
 
 
 def _show(repeated: Sequence[Repeated], manifest: Manifest, reporter: Reporter) -> None:
-    table = Table("task", "contender", "metric", "claimed", "95 %", "found", "verdict", box=None, padding=(0, 2, 0, 0))
-    for line in repeated:
-        claim = line.claimed
-        interval = f"[{claim.low:.4g}, {claim.high:.4g}]"
-        found = "" if line.found is None else f"{line.found:.4g}"
-        table.add_row(claim.task, claim.contender, claim.metric, f"{claim.value:.4g}", interval, found, line.verdict)
+    table = Table("", "claimed", "95 %", "found", "verdict", box=None, padding=(0, 2, 0, 0))
+    for (task, contender), lines in groupby(repeated, lambda line: (line.claimed.task, line.claimed.contender)):
+        table.add_row(escape(f"{task}: {contender}"), style="bold")
+        for line in lines:
+            claim = line.claimed
+            interval = f"{claim.low:.4g} to {claim.high:.4g}"
+            found = "" if line.found is None else f"{line.found:.4g}"
+            table.add_row(f"  {escape(claim.metric)}", f"{claim.value:.4g}", interval, found, line.verdict)
     reporter.show(table)
     here = installed_versions()
     others = [f"{name} {was} → {here[name]}" for name, was in manifest.versions.items() if here.get(name, was) != was]

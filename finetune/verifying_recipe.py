@@ -39,6 +39,9 @@ def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, d
     if unknown:
         names = [source.source for source in recipe.data.sources]
         raise DataError("its recipe names no such source", where=unknown[0], hint=nearest(unknown[0], names))
+    if base is None and not _is_published(recipe.base.model):
+        what = f"the base {recipe.base.model} was not published and is not in the cache"
+        raise DataError(what, where=manifest.name, hint="--base names its folder")
     held_out = recipe.data.held_out
     changed = recipe.model_copy(
         update={
@@ -56,6 +59,10 @@ def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, d
     document = changed.model_dump(mode="json", exclude_none=True)
     written.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return load_recipe(str(written))
+
+
+def _is_published(model: str) -> bool:
+    return model.startswith(PYPI_PREFIX) or ("/" in model and not Path(model).exists())
 
 
 def _local_base(loaded: LoadedRecipe, base: Path) -> object:
