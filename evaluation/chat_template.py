@@ -7,6 +7,7 @@ much, or reaches outside; `{% generation %}` is read and changes nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -38,11 +39,20 @@ https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_conf
 LONGEST_TEMPLATE = 10**5
 """Characters of a template."""
 
+_ASKS_FOR_THE_DAY = re.compile(r"""\bstrftime_now\(\s*(?:"([^"{}\\]*)"|'([^'{}\\]*)')\s*\)""")
 _DAY = datetime.strptime(TEMPLATE_DATE, "%d %b %Y")
 _DATE_FORMAT = re.compile(r"(?:[^%]|%[-#]?[A-Za-z%]){0,100}", re.ASCII)
 _DETAIL = 200  # characters of a template's own words that are shown
 _JINJA_OWN = ("_loop_vars", "_block_vars")  # what compiled templates pass along with every call
 _HINT = "name another one in `base.chat_template`"
+
+
+def with_fixed_date(template: str) -> str:
+    """Return a template that writes TEMPLATE_DATE where it would write the date of the day, whoever renders it."""
+    fixed = _ASKS_FOR_THE_DAY.sub(lambda found: json.dumps(_DAY.strftime(found[1] or found[2] or "")), template)
+    if "date_string" not in template:
+        return fixed
+    return f'{{%- if date_string is not defined %}}{{%- set date_string = "{TEMPLATE_DATE}" %}}{{%- endif %}}\n{fixed}'
 
 
 class Unrenderable(UserError):

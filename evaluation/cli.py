@@ -53,7 +53,7 @@ def run(  # noqa: PLR0913  # each option of the command is a parameter
     out: Annotated[Path, typer.Option(help="Folder for results: OUT/NAME/TASK.json.")],
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter to put on the model.")] = None,
     quantization: Annotated[
-        Literal["nf4"] | None, typer.Option(help="Load the model in 4 bits, as in QLoRA training.")
+        Literal["nf4", "int8"] | None, typer.Option(help="Load the model in 4 bits, as in QLoRA training.")
     ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="Type of weights and arithmetic.")

@@ -78,18 +78,24 @@ class LanguageModel:
         if scaled:
             raise TaskError(f"models with {scaled[0]} cannot be scored here", where=str(config.get("model_type")))
 
-    @torch.inference_mode()
     def generate(
         self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance = lambda _: None
     ) -> list[Generated]:
         """Continue each prompt greedily until a stop token or the limit."""
         ids = [self.renderer.prompt(prompt) for prompt in prompts]
+        return [self._decoded(row) for row in self.continue_greedily(ids, max_new_tokens, advance)]
+
+    @torch.inference_mode()
+    def continue_greedily(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, advance: Advance = lambda _: None
+    ) -> list[tuple[int, ...]]:
+        """Continue each prompt, given as token ids, until a stop token, which is kept, or the limit."""
         stops = self.renderer.stop_ids()
-        answers: dict[int, Generated] = {}
-        for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in ids], GENERATION_TOKENS):
-            width = max(len(ids[i]) for i in batch)
-            padded = [[stops[0]] * (width - len(ids[i])) + list(ids[i]) for i in batch]
-            mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch]
+        answers: dict[int, tuple[int, ...]] = {}
+        for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in prompts], GENERATION_TOKENS):
+            width = max(len(prompts[i]) for i in batch)
+            padded = [[stops[0]] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
+            mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
             output_BT = cast(Any, self.causal_lm).generate(
                 input_ids=self._tensor(padded),
                 attention_mask=self._tensor(mask),
@@ -102,7 +108,8 @@ class LanguageModel:
                 pad_token_id=stops[0],
             )
             for i, row in zip(batch, output_BT[:, width:].tolist(), strict=True):
-                answers[i] = self._cut(row, stops)
+                end = next((position for position, token in enumerate(row) if token in stops), len(row))
+                answers[i] = tuple(row[: end + 1])
             advance(len(batch))
         assert_unpacked(self.model)
         return [answers[i] for i in range(len(prompts))]
@@ -182,11 +189,10 @@ class LanguageModel:
         width = len(trees[0].answers)
         return [sums[i * width : (i + 1) * width] for i in range(len(trees))]
 
-    def _cut(self, row: list[int], stops: Sequence[int]) -> Generated:
-        end = next((position for position, token in enumerate(row) if token in stops), None)
-        kept = tuple(row if end is None else row[:end])
-        text = str(self.renderer.tokenizer.decode(list(kept), skip_special_tokens=True)).strip()
-        return Generated(text, len(kept) + (end is not None), end is not None)
+    def _decoded(self, row: tuple[int, ...]) -> Generated:
+        stopped = bool(row) and row[-1] in self.renderer.stop_ids()
+        text = str(self.renderer.tokenizer.decode(list(row[: len(row) - stopped]), skip_special_tokens=True)).strip()
+        return Generated(text, len(row), stopped)
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=self.causal_lm.device)

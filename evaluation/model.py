@@ -33,13 +33,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a base is stored in 4 bits."""
+    """How the weights of linear layers are stored: 4 bits (NF4), or 8 with outliers apart (LLM.int8)."""
 
-    kind: Literal["nf4"] = "nf4"
+    kind: Literal["nf4", "int8"] = "nf4"
     double_quant: bool = True
+    """Of NF4 alone."""
 
     def __str__(self) -> str:
-        return f"{self.kind}{'-double' if self.double_quant else ''}"
+        return f"{self.kind}{'-double' if self.kind == 'nf4' and self.double_quant else ''}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             spec.path,
             dtype=DTYPES[spec.dtype],
-            quantization_config=_quantization_config(spec.quantization, DTYPES[spec.dtype]),
+            **_quantization_options(spec.quantization, DTYPES[spec.dtype]),
             device_map={"": choose_device(spec.device)},
             attn_implementation=spec.attention,
             use_safetensors=True,
@@ -147,15 +148,18 @@ def dequantized_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Ten
             yield f"{name}.weight", dense.float()
 
 
-def _quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def _quantization_options(quantization: Quantization | None, dtype: torch.dtype) -> dict[str, BitsAndBytesConfig]:
     if quantization is None:
-        return None
-    return BitsAndBytesConfig(
+        return {}  # None, passed on, would take a quantized folder for one that is not
+    if quantization.kind == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    form = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.kind,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=dtype,
     )
+    return {"quantization_config": form}
 
 
 def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -1,4 +1,4 @@
-"""Loads a tokenizer from a folder; apart from the model, so that processes that only render do not load torch's."""
+"""Loads and writes tokenizers; apart from the model, so that processes that only render do not load torch's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from evaluation.chat_template import with_fixed_date
 from evaluation.errors import DataError
 
 
@@ -24,3 +25,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer whose chat templates no longer ask for the day, so that prompts stay those of training."""
+    found = tokenizer.chat_template
+    if isinstance(found, str):
+        tokenizer.chat_template = with_fixed_date(found)
+    elif isinstance(found, dict):
+        tokenizer.chat_template = {name: with_fixed_date(text) for name, text in found.items()}
+    tokenizer.save_pretrained(str(folder))

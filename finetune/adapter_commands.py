@@ -134,7 +134,7 @@ def extract(tuned: Path, base: str, rank: int, out: Path, cache: Path) -> None:
     reporter = Reporter()
     found = resolve_base(Base(model=base), cache, reporter.say)
     with reporter.bar("extract", len(open_base(tuned).files)) as advance:
-        extracted = extract_adapter(found.folder, tuned, out, rank, base, advance)
+        extracted = extract_adapter(found.folder, tuned, out, rank, found.published[0], advance)
     if extracted.energies:
         least = min(extracted.energies, key=extracted.energies.__getitem__)
         mean = sum(extracted.energies.values()) / len(extracted.energies)

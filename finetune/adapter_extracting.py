@@ -28,7 +28,7 @@ class Extracted:
 
 
 def extract_adapter(
-    base: Path, tuned: Path, out: Path, rank: int, name: str, advance: Callable[[int], None] = lambda _: None
+    base: Path, tuned: Path, out: Path, rank: int, base_name: str, advance: Callable[[int], None] = lambda _: None
 ) -> Extracted:
     """Write the adapter whose product is nearest to what was changed, module by module, in fp32.
 
@@ -62,7 +62,7 @@ def extract_adapter(
         zero = Factors(torch.zeros(1, in_features), torch.zeros(out_features, 1), 1.0)
         factors[first.removesuffix(".weight")] = zero
     with staged_folder(out) as staging:
-        write_lora(staging, factors, saved, (name, None))
+        write_lora(staging, factors, saved, (base_name, None))
         copy_tokenizer(tuned, staging)
     return Extracted({module: one.energy for module, one in factors.items()}, tuple(sorted(saved)))
 

@@ -56,6 +56,14 @@ class ResolvedBase:
         """Hash of weights, config and tokenizer."""
         return _hash_of(self.files)
 
+    @property
+    def published(self) -> tuple[str, str | None]:
+        """Name and commit for other people: a local folder is named by its last part, never by its path."""
+        if Path(self.identity).exists():
+            return Path(self.identity).resolve().name, None
+        name, _, revision = self.identity.partition("@")
+        return name, revision or None
+
 
 def resolve_base(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
     """Find, fetch or convert the base, and check that it is a LLaMA model read without running code.

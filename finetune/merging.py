@@ -13,10 +13,14 @@ from torch import Tensor
 from evaluation.files import sha256_of_folder, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
-from evaluation.rendering import Example
+from evaluation.rendering import Example, Renderer
+from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
+from finetune.door_conversations import door_conversations
+from finetune.doors import as_the_base_speaks, compare_doors, folder_door, training_door
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples
+from finetune.merging_answers import answer_greedily, compare_greedy, greedy_prompts
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
 from finetune.merging_limits import (
     agreement_holds,
@@ -24,6 +28,7 @@ from finetune.merging_limits import (
     differs_from_base,
     disagreements,
     gain_holds,
+    greedy_holds,
     logits_hold,
 )
 from finetune.merging_proof import (
@@ -36,11 +41,13 @@ from finetune.merging_proof import (
     mean_nll,
 )
 from finetune.recipe import Merge, Recipe
-from finetune.records import MergeCandidate, MergeProof
+from finetune.records import DoorProof, MergeCandidate, MergeProof
 from finetune.run_directory import RunDirectory
 
 PROBE_ROWS_WITHOUT_VALIDATION = 64
 """Training rows that the proof is made on where there are no validation rows."""
+DOOR_CONVERSATIONS = 100
+"""Conversations that every merge is tried with at each door; docs/guarantees.md has the figure for a thousand."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class _Ground:
     probe: Probe
     trained_logits: Tensor
     nll_trained: float
+    prompts: Sequence[tuple[int, ...]]
+    """What the adapter and its merge answer greedily, as token ids."""
 
 
 def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Reporter) -> None:
@@ -75,12 +84,15 @@ def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Repor
         best = min(candidates, key=lambda proof: proof.nll_merged)
         _check(best, recipe.merge)
         _keep(staging, best)
+        doors = _open_doors(run.adapter, staging)
         seconds = time.perf_counter() - began
         held_back = (run.data / "validation.arrow").exists()
         measured = tuple(
             MergeCandidate(onto=c.onto, validation_nll=c.nll_merged if held_back else None) for c in candidates
         )
-        write_model(staging / "merge.json", best.model_copy(update={"candidates": measured, "seconds": seconds}))
+        write_model(
+            staging / "merge.json", best.model_copy(update={"candidates": measured, "doors": doors, "seconds": seconds})
+        )
     kept = "no gain to keep" if best.gain_kept is None else f"{best.gain_kept:.1%} of the gain kept"
     reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {kept}")
 
@@ -98,12 +110,14 @@ def _measure_ground(recipe: Recipe, run: RunDirectory, trained: ModelSpec) -> _G
     examples = [example_at(rows, i) for i in range(count)]
     probe = build_probe(examples)
     model = load_language_model(trained)
-    return _Ground(trained, recipe.merge, examples, probe, answer_logits(model, probe), mean_nll(model, examples))
+    logits, nll = answer_logits(model, probe), mean_nll(model, examples)
+    return _Ground(trained, recipe.merge, examples, probe, logits, nll, greedy_prompts(model, examples))
 
 
 def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
     unfolded = load_unfolded(Folding(ground.trained, onto))
     adapter_logits = answer_logits(unfolded, ground.probe)
+    adapter_answers = answer_greedily(unfolded, ground.prompts)
     nll_base, base_logits = _without_adapter(unfolded, ground)
     folded = fold(unfolded)
     difference = largest_difference(adapter_logits, answer_logits(folded, ground.probe))
@@ -113,6 +127,7 @@ def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
     saved = load_language_model(ModelSpec(folder, dtype=ground.merge.dtype, device=ground.trained.device))
     saved_logits = answer_logits(saved, ground.probe)
     nll_merged = mean_nll(saved, ground.examples)
+    rounding = largest_difference(saved_logits, adapter_logits)
     return MergeProof(
         onto=onto,
         dtype=ground.merge.dtype,
@@ -129,9 +144,21 @@ def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
         nll_as_trained=ground.nll_trained,
         nll_merged=nll_merged,
         gain_kept=_gain_kept(nll_base, ground.nll_trained, nll_merged),
+        greedy=compare_greedy(saved, ground.prompts, adapter_answers, rounding),
         merged_sha256=sha256_of_folder(folder),
         seconds=0.0,
     )
+
+
+def _open_doors(adapter: Path, merged: Path) -> tuple[DoorProof, ...]:
+    renderer = Renderer(load_tokenizer(adapter))
+    conversations = as_the_base_speaks(renderer, door_conversations(DOOR_CONVERSATIONS))
+    doors = (
+        training_door(renderer),
+        folder_door("adapter, plain transformers", adapter),
+        folder_door("merged, plain transformers", merged),
+    )
+    return compare_doors(renderer, doors, conversations)
 
 
 def _without_adapter(unfolded: LanguageModel, ground: _Ground) -> tuple[float, Tensor]:
@@ -160,6 +187,13 @@ def _check(proof: MergeProof, limits: Merge) -> None:
             f" {allowed_disagreements(proof, limits)} are allowed",
             where=where,
             hint="save in a wider type (merge.dtype), or lower merge.minimum_agreement if you accept it",
+        )
+    if proof.greedy is not None and not greedy_holds(proof.greedy):
+        raise ProofFailed(
+            f"the saved merge and its adapter answer {proof.greedy.prompts - proof.greedy.equal} of"
+            f" {proof.greedy.prompts} prompts otherwise, by logits {proof.greedy.largest_gap:.2g} apart;"
+            f" rounding explains {proof.greedy.allowed_gap:.2g}",
+            where=where,
         )
     if not differs_from_base(proof):
         raise ProofFailed("the merge equals the untuned base: nothing was folded in", where=where)

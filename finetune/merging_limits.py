@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from finetune.recipe import Merge
-from finetune.records import MergeProof
+from finetune.records import GreedyProof, MergeProof
 
 LARGEST_RELATIVE_LOGIT_DIFFERENCE = 1e-5
 """Folded against unfolded in fp32, relative to the largest logit; docs/log.md says why not absolute."""
+
+GAP_FACTOR = 4.0
+"""Greedy answers may part at so many times the largest logit difference on the probe, a sample of all differences."""
 
 LEAST_KL_TO_BASE = 1e-6
 """A merge nearer to the untuned base than this, in nats, has folded nothing in."""
@@ -45,3 +48,8 @@ def gain_holds(proof: MergeProof, limits: Merge) -> bool:
     if proof.gain_kept is None:
         return proof.nll_merged <= WITHOUT_GAIN * proof.nll_as_trained
     return proof.gain_kept >= limits.minimum_gain_kept
+
+
+def greedy_holds(proof: GreedyProof) -> bool:
+    """Say whether every answer that parts from the adapter's does so at a tie that rounding can break."""
+    return proof.largest_gap is None or proof.largest_gap <= proof.allowed_gap

@@ -202,13 +202,13 @@ def _train(run: Run) -> None:
     from finetune.training_job import TrainingJob
 
     write_model(run.directory.environment, describe_environment())
-    name, _, revision = run.base.identity.partition("@")
+    name, revision = run.base.published
     job = TrainingJob(
         recipe=run.recipe,
         run_folder=run.directory.folder,
         base_folder=run.base.folder,
-        base_name=_published_name(run, name),
-        base_revision=revision or None,
+        base_name=name,
+        base_revision=revision,
         devices=count_devices(run.recipe.training.devices),
     )
     launch_training(job, run.reporter)
@@ -241,11 +241,6 @@ _WORK: dict[Stage, Callable[[Run], None]] = {
     "evaluate": _evaluate,
     "report": _report,
 }
-
-
-def _published_name(run: Run, name: str) -> str:
-    """Name the base in the adapter's configuration; a local folder is named by its last part, never by its path."""
-    return Path(name).name if Path(run.recipe.base.model).exists() else name
 
 
 def _hash(section: BaseModel | None) -> str:

@@ -15,7 +15,7 @@ from finetune.recipe_section import Count, Fraction, Section, Sha256
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Contender = Literal["base", "adapter", "merged", "baseline"]
+Contender = Literal["base", "adapter", "merged", "merged_nf4", "merged_int8", "baseline"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -119,7 +119,7 @@ class Evaluation(Section):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = ("held_out",)
     """`held_out`, bundled tasks by name, and paths of task files."""
     contenders: Annotated[tuple[Contender, ...], Field(min_length=1)] | None = None
-    """Who is scored; all that apply if not given (baselines only where there are classes)."""
+    """Who is scored; if not given, all that apply but the quantized merges (baselines only where there are classes)."""
     max_new_tokens: Count | None = None
     """Longest generated answer on held-out rows; one and a half times the longest reference if not given."""
 

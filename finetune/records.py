@@ -236,6 +236,31 @@ class MergeCandidate(_Record):
     """Mean negative log-likelihood of the answers as saved, in nats; none without validation rows."""
 
 
+class DoorProof(_Record):
+    """One way in to the trained model: conversations became the token ids that scoring makes of them, all of them."""
+
+    door: str
+    conversations: int
+    tokens: int
+    """Token ids that were compared."""
+
+
+class GreedyProof(_Record):
+    """The greedy answers of a saved merge beside those of the adapter on the base that it was folded into."""
+
+    prompts: int
+    tokens: int
+    """Most new tokens a prompt."""
+    equal: int
+    """Answers that are the same, token by token."""
+    stopped: int
+    """Answers that the merge ended by itself."""
+    largest_gap: float | None
+    """Where answers part, the adapter's logit of its token above that of the merge's; none where all are equal."""
+    allowed_gap: float
+    """Several times the largest logit difference on the probe: a gap below it is a tie that rounding breaks."""
+
+
 class MergeProof(_Record):
     """merged/merge.json: what was folded into what, and how far the result is from what was trained."""
 
@@ -263,6 +288,9 @@ class MergeProof(_Record):
     nll_merged: float
     gain_kept: float | None
     """(nll_base - nll_merged) / (nll_base - nll_as_trained); none where training did not lower the loss."""
+    doors: tuple[DoorProof, ...] = ()
+    """Ways in that were compared; a merge without them is not published."""
+    greedy: GreedyProof | None = None
     merged_sha256: str
     seconds: float
 

@@ -27,6 +27,8 @@ CONTENDER_LABELS: dict[str, str] = {
     "base": "Base",
     "adapter": "Adapter",
     "merged": "Merged",
+    "merged_nf4": "Merged, NF4",
+    "merged_int8": "Merged, int8",
     "majority": "Majority class",
     "tfidf": "TF-IDF",
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from finetune.merging_limits import (
+    GAP_FACTOR,
     LARGEST_RELATIVE_LOGIT_DIFFERENCE,
     LEAST_KL_TO_BASE,
     agreement_holds,
     allowed_disagreements,
     differs_from_base,
     gain_holds,
+    greedy_holds,
     logits_hold,
 )
 from finetune.recipe import Merge
@@ -21,6 +25,7 @@ def merge_checks(proof: MergeProof, limits: Merge) -> tuple[MergeCheck, ...]:
     """List every figure of the proof; those with a limit stopped the run where it did not hold."""
     return (
         *_checks_against_limits(proof, limits),
+        *_doors(proof),
         *_divergences(proof),
         *_losses(proof),
         *_candidates(proof),
@@ -61,6 +66,28 @@ def _checks_against_limits(proof: MergeProof, limits: Merge) -> tuple[MergeCheck
             meaning="Mean KL divergence of the merge from the untuned base: the merge is not a no-op.",
         ),
     )
+
+
+def _doors(proof: MergeProof) -> Iterator[MergeCheck]:
+    """Yield the comparison of prompts and of greedy answers, where this proof has them."""
+    if proof.doors:
+        conversations = min(door.conversations for door in proof.doors)
+        yield MergeCheck(
+            name="same tokens at every door",
+            value=f"{conversations} of {conversations}",
+            limit="all",
+            holds=True,
+            meaning=f"Conversations that become the tokens that are scored: {', '.join(d.door for d in proof.doors)}.",
+        )
+    if greedy := proof.greedy:
+        apart = "" if greedy.largest_gap is None else f", {greedy.largest_gap:.1e} logits apart where they part"
+        yield MergeCheck(
+            name="same greedy answers",
+            value=f"{greedy.equal} of {greedy.prompts}{apart}",
+            limit=f"≤ {greedy.allowed_gap:.1e} logits apart, {GAP_FACTOR:g} times the largest difference by rounding",
+            holds=greedy_holds(greedy),
+            meaning=f"{greedy.tokens} tokens by merge and adapter; {greedy.stopped} ended by themselves.",
+        )
 
 
 def _divergences(proof: MergeProof) -> tuple[MergeCheck, ...]:

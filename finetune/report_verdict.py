@@ -34,7 +34,9 @@ def build_verdict(tasks: tuple[TaskReport, ...]) -> Verdict:
         return Verdict(outcome="unknown", finding=_unpaired(held_out, base, adapter), evidence="", remarks=())
     remarks = (
         _second_metric(held_out),
-        _merged(held_out, difference),
+        _merged(held_out, difference, "merged", "the merged model"),
+        _merged(held_out, difference, "merged_nf4", "stored anew in 4 bits (NF4) it"),
+        _merged(held_out, difference, "merged_int8", "stored anew in 8 bits (int8) it"),
         _classical(held_out),
         _commonest(held_out),
         *(_worse_elsewhere(task) for task in others),
@@ -99,18 +101,18 @@ def _second_metric(task: TaskReport) -> str:
     return f"the {metric_label(task.second)} went from {figures} ({_evidence(difference)})"
 
 
-def _merged(task: TaskReport, gain: Difference) -> str:
-    merged = task.estimate("merged", task.headline)
+def _merged(task: TaskReport, gain: Difference, contender: str, name: str) -> str:
+    merged = task.estimate(contender, task.headline)
     base = task.estimate("base", task.headline)
     if merged is None or base is None:
         return ""
     if outcome_of(gain) != "better":
-        return f"the merged model reaches {metric_value(task.headline, merged.value)}"
+        return f"{name} reaches {metric_value(task.headline, merged.value)}"
     kept = (merged.value - base.value) / gain.value
     if not math.isfinite(kept) or kept <= 0:
-        return "the merged model keeps none of the gain"
+        return f"{name} keeps none of the gain"
     # Rounded down, so that "all" is never said of less.
-    return f"the merged model keeps {'all' if kept >= 1 else f'{math.floor(100 * kept)} %'} of the gain"
+    return f"{name} keeps {'all' if kept >= 1 else f'{math.floor(100 * kept)} %'} of the gain"
 
 
 def _classical(task: TaskReport) -> str:

@@ -12,7 +12,7 @@ from finetune.records import Audit, Environment, MergeProof, StepMetrics, Traini
 from finetune.report import ReportInputs, TaskScores, build_report, write_report
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 
-ORDER = ("base", "adapter", "merged", "majority", "tfidf")
+ORDER = ("base", "adapter", "merged", "merged_nf4", "merged_int8", "majority", "tfidf")
 """Contenders as the report shows them."""
 
 

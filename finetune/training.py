@@ -25,7 +25,7 @@ from evaluation.files import staged_folder, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import ModelSpec, Quantization, load_base
 from evaluation.rendering import Renderer
-from evaluation.tokenizer import load_tokenizer
+from evaluation.tokenizer import load_tokenizer, save_tokenizer
 from finetune.adapter import (
     adapter_hash,
     adapter_weights,
@@ -102,7 +102,7 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
         learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
         with _output(job.run.adapter, writes) as adapter_folder:
             write_adapter(model, adapter_folder, job.base_name, job.base_revision)
-            renderer.tokenizer.save_pretrained(str(adapter_folder))
+            save_tokenizer(renderer.tokenizer, adapter_folder)
             sha256 = adapter_hash(adapter_folder)
         summary = _summarize(job, choices, (examples, plan), learned, model)
         write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))

@@ -83,6 +83,7 @@ def test_what_is_extracted_from_a_merge_is_the_adapter(place: Path, tmp_path: Pa
     )
     assert done.status == 0, done.stderr
     assert "keeps 100.0% of the difference" in done.stderr
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
     compared = finetune_command("adapter", "diff", str(out), str(place / "lora-1"))
     assert "over all: cosine +1.000" in compared.stdout
 

@@ -25,9 +25,10 @@ from finetune.adapter import ADAPTER_FILE, build_adapter, write_adapter
 from finetune.console import Reporter
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples, write_examples
-from finetune.merging import merge
+from finetune.merging import DOOR_CONVERSATIONS, merge
+from finetune.merging_answers import OTHER_PROMPTS, OWN_PROMPTS, answer_greedily, compare_greedy, greedy_prompts
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
-from finetune.merging_limits import gain_holds
+from finetune.merging_limits import gain_holds, greedy_holds
 from finetune.merging_proof import (
     PROBE_TOKENS,
     Probe,
@@ -38,7 +39,7 @@ from finetune.merging_proof import (
     mean_kl,
 )
 from finetune.recipe import Merge, Recipe
-from finetune.records import MergeProof
+from finetune.records import GreedyProof, MergeProof
 from finetune.run_directory import RunDirectory
 
 EXAMPLES = tiny_examples(12)
@@ -220,6 +221,12 @@ def test_stage_writes_a_merge_with_its_proof(tied: Path, tmp_path: Path, dtype: 
     assert proof.dtype == dtype
     assert proof.max_logit_difference <= 1e-5 * max(1.0, proof.logit_scale)
     assert proof.kl_to_base > 1e-3
+    assert [(door.door, door.conversations) for door in proof.doors] == [
+        (door, DOOR_CONVERSATIONS) for door in ("training", "adapter, plain transformers", "merged, plain transformers")
+    ]
+    assert proof.greedy is not None
+    assert proof.greedy.prompts == OWN_PROMPTS + OTHER_PROMPTS
+    assert proof.greedy.equal == proof.greedy.prompts or dtype == "bfloat16"
     assert proof.nll_as_trained < proof.nll_base
     assert proof.probe_tokens == 4 * len(EXAMPLES)
     files = {path.name for path in run.merged.iterdir()}
@@ -304,6 +311,36 @@ def test_saving_that_is_wrong_is_refused(tied: Path, tmp_path: Path, monkeypatch
     assert not run.merged.exists()
 
 
+def test_answers_that_part_at_no_tie_are_refused(tied: Path, tmp_path: Path) -> None:
+    adapter = write_moved_adapter(tied, tmp_path / "adapter")
+    base, tuned = load_language_model(spec(tied, None, None)), load_language_model(spec(tied, adapter, None))
+    prompts = greedy_prompts(tuned, EXAMPLES)
+    answers = answer_greedily(tuned, prompts)
+    same = compare_greedy(tuned, prompts, answers, 0.0)
+    assert (same.equal, same.largest_gap) == (len(prompts), None)
+    other = compare_greedy(base, prompts, answers, 1e-6)
+    assert other.equal < len(prompts)
+    assert not greedy_holds(other)
+    difference = largest_difference(answer_logits(base, PROBE), answer_logits(tuned, PROBE))
+    assert greedy_holds(compare_greedy(base, prompts, answers, difference))
+
+
+def test_another_chat_template_beside_the_merge_is_refused(
+    tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_another(merged: LanguageModel, folder: Path, dtype: str) -> None:
+        save_merged(merged, folder, dtype)
+        template = folder / "chat_template.jinja"
+        template.write_text(template.read_text().replace("<|im_end|>' + '\n'", "<|im_end|>'"))
+
+    monkeypatch.setattr(finetune.merging, "save_merged", with_another)
+    recipe, run, trained = prepared(tied, tmp_path / "run", merge={"dtype": "float32"})
+    with pytest.raises(ProofFailed, match="merged, plain transformers makes other tokens"):
+        merge(recipe, run, trained, silent())
+    assert not run.merged.exists()
+
+
+ANSWERS = {"prompts": 16, "tokens": 32, "stopped": 4}
 GOOD = MergeProof(
     onto="full_precision",
     dtype="bfloat16",
@@ -328,6 +365,9 @@ GOOD = MergeProof(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"greedy": GreedyProof(**ANSWERS, equal=15, largest_gap=0.4, allowed_gap=0.4)}, None),
+        ({"greedy": GreedyProof(**ANSWERS, equal=14, largest_gap=0.41, allowed_gap=0.4)}, "answer 2 of 16 prompts"),
+        ({"greedy": GreedyProof(**ANSWERS, equal=15, largest_gap=float("inf"), allowed_gap=0.4)}, "answer 1 of 16"),
         ({"max_logit_difference": 1.9e-4}, None),
         ({"max_logit_difference": 2.1e-4}, "folded and unfolded"),
         ({"max_logit_difference": float("nan")}, "folded and unfolded"),

@@ -11,7 +11,9 @@ from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
 from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
 from finetune.records import (
     Audit,
+    DoorProof,
     Environment,
+    GreedyProof,
     LeakCount,
     LeakedSample,
     MaskAudit,
@@ -278,7 +280,13 @@ def merge_proof() -> MergeProof:
         probe_rows=75, probe_tokens=690, max_logit_difference=3.1e-5, logit_scale=31.4, agreement=0.9986,
         agreement_as_trained=0.9812, kl_as_trained=0.0063, kl_to_base=4.21,
         nll_base=4.905, nll_as_trained=0.3699,
-        nll_merged=0.3712, gain_kept=0.9997, merged_sha256=digest("f"), seconds=21.3,
+        nll_merged=0.3712, gain_kept=0.9997,
+        doors=tuple(
+            DoorProof(door=door, conversations=100, tokens=9_000)
+            for door in ("training", "adapter, plain transformers", "merged, plain transformers")
+        ),
+        greedy=GreedyProof(prompts=16, tokens=32, equal=15, stopped=9, largest_gap=0.06, allowed_gap=0.4),
+        merged_sha256=digest("f"), seconds=21.3,
     )  # fmt: skip
 
 

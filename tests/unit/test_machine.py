@@ -25,6 +25,7 @@ from finetune.console import Reporter
 from finetune.contenders import contenders, trained_spec
 from finetune.example_files import example_at, load_examples, write_examples
 from finetune.machine import PACKAGES, describe_environment, peak_memory_bytes, versions
+from finetune.recipe import Evaluation
 from finetune.records import MergeProof
 from finetune.run_directory import RunDirectory
 from finetune.training_job import TrainingJob
@@ -141,6 +142,7 @@ def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped
     run.merged.mkdir()
     figures = dict.fromkeys(MergeProof.model_fields, 0.5)
     whole = {"onto": "full_precision", "dtype": "float16", "candidates": (), "probe_rows": 1, "probe_tokens": 1}
+    whole |= {"doors": (), "greedy": None}
     proof = MergeProof.model_validate({**figures, **whole, "merged_sha256": "d" * 64})
     (run.merged / "merge.json").write_text(proof.model_dump_json())
 
@@ -156,6 +158,12 @@ def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped
     assert found["merged"].spec == ModelSpec(run.merged, dtype="float16")
     assert [one.model_sha256 for one in found.values()] == [base.sha256, base.sha256, "d" * 64]
     assert [one.adapter_sha256 for one in found.values()] == [None, adapter_hash(run.adapter), None]
+
+    wanted = recipe.model_copy(update={"evaluation": Evaluation(contenders=("merged_nf4", "merged_int8"))})
+    *_, nf4, int8 = contenders(wanted, run, base)
+    assert (nf4.name, nf4.spec) == ("merged_nf4", ModelSpec(run.merged, None, Quantization("nf4"), "float16"))
+    assert (int8.name, int8.spec) == ("merged_int8", ModelSpec(run.merged, None, Quantization("int8"), "float16"))
+    assert nf4.model_sha256 == int8.model_sha256 == "d" * 64
 
 
 def test_job_is_the_same_after_a_file(tmp_path: Path) -> None:

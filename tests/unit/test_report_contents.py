@@ -86,6 +86,9 @@ def test_a_missed_limit_of_the_merge_is_marked():
     past = {"agreement": 0.9, "max_logit_difference": 0.1, "gain_kept": 0.5, "kl_to_base": 0.0}
     proof = inputs().merge.model_copy(update=past)
     assert [check.holds for check in merge_checks(proof, Merge())[:4]] == [False, False, False, False]
+    assert proof.greedy is not None
+    apart = proof.model_copy(update={"greedy": proof.greedy.model_copy(update={"largest_gap": 0.5})})
+    assert {check.name: check.holds for check in merge_checks(apart, Merge())}["same greedy answers"] is False
     assert [check.holds for check in merge_checks(inputs().merge, Merge())[:4]] == [True, True, True, True]
 
 
@@ -105,6 +108,10 @@ def test_every_figure_of_the_proof_is_listed():
         "0.3699",
         "0.3712",
         "99.97 %",
+        "100 of 100",
+        "15 of 16, 6.0e-02 logits apart",
+        "≤ 4.0e-01 logits",
+        "9 ended by themselves",
     ):
         assert figure in listed
 

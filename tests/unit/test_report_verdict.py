@@ -119,6 +119,8 @@ def test_a_baseline_without_the_headline_metric_is_compared_by_the_second():
 )
 def test_the_kept_share_of_the_gain_is_never_rounded_up(merged, expected):
     assert expected in verdict(with_result(choose_task(), "merged", merged)).remarks
+    fewer_bits = expected.replace("the merged model", "stored anew in 4 bits (NF4) it")
+    assert fewer_bits in verdict(with_result(choose_task(), "merged_nf4", merged)).remarks
 
 
 def test_without_a_gain_the_merge_keeps_no_share_of_it():

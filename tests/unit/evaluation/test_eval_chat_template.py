@@ -6,7 +6,7 @@ import pytest
 from chat_styles import CHATML, STYLES, Style, style_tokenizer
 
 from evaluation import template_meter
-from evaluation.chat_template import ChatTemplate, Unrenderable
+from evaluation.chat_template import ChatTemplate, Unrenderable, with_fixed_date
 from evaluation.errors import DataError
 from evaluation.rendering import Renderer
 from evaluation.template_laws import check_template
@@ -33,6 +33,12 @@ HONEST = [
     "  {% if add_generation_prompt %}\n  yes{% endif %}\n{{ tools is none }}{{ documents }}{{ date_string }}",
 ]
 
+OF_THE_DAY = (
+    "{{ strftime_now('%d %B %Y') }}{{ strftime_now( \"%Y-%m-%d\" ) }}",
+    "{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}",
+    "{% if not date_string is defined %}{% set date_string = '1 Jan 2020' %}{% endif %}{{ date_string }}",
+)
+
 
 @pytest.mark.parametrize("text", [*HONEST, *(style.template for style in STYLES)])
 @pytest.mark.parametrize("ask", [False, True])
@@ -47,6 +53,22 @@ def test_text_is_that_of_transformers(text: str, ask: bool) -> None:
 
 def test_a_template_does_not_know_the_day() -> None:
     assert ChatTemplate("{{ strftime_now('%d %B %Y') }}", {}).render(MESSAGES, ask=False) == "26 July 2024"
+
+
+@pytest.mark.parametrize("text", [*HONEST, *(style.template for style in STYLES), *OF_THE_DAY])
+@pytest.mark.parametrize("ask", [False, True])
+def test_a_template_with_a_fixed_date_writes_the_date_of_training_for_everybody(text: str, ask: bool) -> None:
+    tokenizer = style_tokenizer(CHATML)
+    fixed = with_fixed_date(text)
+    plain = tokenizer.apply_chat_template(MESSAGES, chat_template=fixed, tokenize=False, add_generation_prompt=ask)
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    assert ChatTemplate(text, named).render(MESSAGES, ask=ask) == plain
+    assert ChatTemplate(fixed, named).render(MESSAGES, ask=ask) == plain
+    assert with_fixed_date(fixed).count("26 Jul 2024") >= fixed.count("26 Jul 2024")
+
+
+def test_a_template_without_a_date_is_left_alone() -> None:
+    assert with_fixed_date("{{ messages }}") == "{{ messages }}"
 
 
 def test_limits_begin_anew_with_every_rendering(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""`finetune export --quantize`: a merged model stored anew in 4 or 8 bits, as safetensors that transformers loads.
+
+Rounding comes last here: the adapter is already in the weights, so that it is rounded with them and not away.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from evaluation.files import sha256_of_folder, staged_folder, write_model
+from evaluation.inference import LanguageModel, load_language_model
+from evaluation.model import DTYPES, ModelSpec, Quantization
+from evaluation.rendering import Example, Unrenderable
+from finetune.console import Reporter
+from finetune.door_conversations import door_conversations
+from finetune.doors import ANSWER, as_the_base_speaks, compare_doors, folder_door
+from finetune.errors import DataError, ProofFailed
+from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
+from finetune.merging_shards import copy_tokenizer
+from finetune.records import DoorProof
+
+PROOF_FILE = "export.json"
+CONVERSATIONS = 32
+"""Conversations that become the same tokens; the predictions of the first of them are compared."""
+
+Bits = Literal["nf4", "int8"]
+
+
+class QuantizedProof(BaseModel):
+    """export.json: what was compared, and how far the quantized model is from the one it was made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Bits
+    model_sha256: str
+    bytes_before: int
+    bytes: int
+    probe_tokens: int
+    max_logit_difference_reloaded: float
+    """Written and loaded again against quantized in memory: 0 where nothing is lost on the way."""
+    mean_kl: float
+    """Mean KL divergence of the quantized model's predictions from the model's, in nats."""
+    agreement: float
+    """Share of positions with the same most probable token."""
+    doors: tuple[DoorProof, ...]
+    sha256: str
+    """Of the folder without this file."""
+
+
+def export_quantized(model: Path, out: Path, kind: Bits) -> None:
+    """Write a run's merged model, or any model folder, quantized by bitsandbytes, with its proof beside it.
+
+    Raises:
+        DataError: there is no such model.
+        ProofFailed: what is loaded again is not what was quantized; nothing is written.
+    """
+    folder = model / "merged" if (model / "merged" / "config.json").exists() else model
+    if not (folder / "config.json").exists():
+        raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
+    if out.exists():
+        raise DataError("there is something there already", where=str(out), hint="name another folder")
+    dtype, reporter = _dtype_of(folder), Reporter()
+    with staged_folder(out) as staging, reporter.bar(f"quantize to {kind}, load again, compare", 3) as advance:
+        whole = load_language_model(ModelSpec(folder, dtype=dtype))
+        probe = _build_probe(whole)
+        expected, renderer = answer_logits(whole, probe), whole.renderer
+        del whole
+        advance(1)
+        quantized = load_language_model(ModelSpec(folder, quantization=Quantization(kind), dtype=dtype))
+        in_memory = answer_logits(quantized, probe)
+        _write(quantized, folder, staging)
+        del quantized
+        advance(1)
+        loaded = load_language_model(ModelSpec(staging, dtype=dtype))
+        found = answer_logits(loaded, probe)
+        conversations = as_the_base_speaks(renderer, door_conversations(CONVERSATIONS))
+        proof = QuantizedProof(
+            kind=kind,
+            model_sha256=sha256_of_folder(folder),
+            bytes_before=_size(folder),
+            bytes=_size(staging),
+            probe_tokens=probe.tokens,
+            max_logit_difference_reloaded=largest_difference(in_memory, found),
+            mean_kl=mean_kl(expected, found),
+            agreement=agreement(expected, found),
+            doors=compare_doors(renderer, [folder_door(f"{kind}, plain transformers", staging)], conversations),
+            sha256=sha256_of_folder(staging),
+        )
+        _check(proof, str(out))
+        write_model(staging / PROOF_FILE, proof)
+        advance(1)
+    reporter.say(
+        f"{out}: {proof.bytes / 2**20:,.0f} of {proof.bytes_before / 2**20:,.0f} MiB, "
+        f"KL {proof.mean_kl:.2g} nats, {proof.agreement:.1%} agreement on {proof.probe_tokens} tokens"
+    )
+    reporter.say(f"  score it with `evaluation.contenders: [base, adapter, merged, merged_{kind}]` in the recipe")
+
+
+def _check(proof: QuantizedProof, where: str) -> None:
+    if not proof.max_logit_difference_reloaded == 0.0:  # so that what is no number is refused, too
+        raise ProofFailed(
+            f"loaded again, its logits differ by {proof.max_logit_difference_reloaded:.1e} from those before saving",
+            where=where,
+        )
+
+
+def _build_probe(model: LanguageModel) -> Probe:
+    """Return prompts with all their tokens labelled but the first: what is compared is every prediction."""
+    examples = []
+    for conversation in as_the_base_speaks(model.renderer, door_conversations(CONVERSATIONS)):
+        try:
+            whole = conversation.model_copy(update={"messages": (*conversation.messages, ANSWER)})
+            ids = model.renderer.example(whole, "final_assistant").input_ids
+        except Unrenderable:
+            continue
+        examples.append(Example(ids, (-100, *ids[1:])))
+    return build_probe(examples)
+
+
+def _dtype_of(folder: Path) -> str:
+    """Return the type that the weights are stored in, in which what is not quantized stays."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = str(config.get("dtype") or config.get("torch_dtype"))
+    if "quantization_config" in config:
+        raise DataError("it is quantized already", where=str(folder), hint="name the merged model in full precision")
+    if named not in DTYPES:
+        raise DataError(f"its weights are of type {named}", where=str(folder), hint=f"accepted: {', '.join(DTYPES)}")
+    return named
+
+
+def _write(model: LanguageModel, source: Path, folder: Path) -> None:
+    causal_lm = model.causal_lm
+    causal_lm.config._name_or_path = ""  # transformers writes it, and it is a local path
+    causal_lm.save_pretrained(str(folder))
+    copy_tokenizer(source, folder)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
