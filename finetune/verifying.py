@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +19,7 @@ from evaluation.runner import installed_versions
 from finetune.adapter import adapter_hash
 from finetune.bases import hash_model_folder
 from finetune.console import Reporter
+from finetune.contenders import QUANTIZED_MERGES
 from finetune.errors import DataError, ProofFailed
 from finetune.pipeline import run_recipe
 from finetune.publish_manifest import Manifest, PublishedScore, check_files, load_manifest, merged_folder
@@ -26,8 +27,9 @@ from finetune.published import fetch_published, find_base
 from finetune.pulling import Pull
 from finetune.push_targets import parse_source
 from finetune.recipe import Base, Recipe
+from finetune.recipe import Contender as RecipeContender
 from finetune.run_directory import RunDirectory
-from finetune.scoring import Contender, score_contenders
+from finetune.scoring import CLASSICAL, Contender, score_contenders
 from finetune.verifying_recipe import RECIPE_FILE, load_published_recipe
 
 SMALLEST_DIFFERENCE = 1e-6
@@ -81,7 +83,7 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
         run = run_recipe(loaded, Path(place) / "run", wanted.cache, reporter, until="prepare")
         base = base or _fetched_base(loaded.recipe.base, manifest, wanted.cache, reporter)
         models = _contenders(folder, manifest, base)
-        score_contenders(_without_baselines(loaded.recipe, manifest), run, models, reporter)
+        score_contenders(_claimed_only(loaded.recipe, manifest), run, models, reporter)
         repeated = tuple(Repeated(score, _found(run, score)) for score in manifest.scores)
     _show(repeated, manifest, reporter)
     counts = Counter(line.verdict for line in repeated)
@@ -118,7 +120,9 @@ def _contenders(folder: Path, manifest: Manifest, base: Path) -> list[Contender]
     if "merged" in manifest.parts:
         merged = folder / merged_folder(manifest)
         dtype = load_published_dtype(merged)
-        models.append(Contender("merged", ModelSpec(merged, dtype=dtype), hash_model_folder(merged)))
+        forms = {"merged": None, **QUANTIZED_MERGES}
+        merged_sha256 = hash_model_folder(merged)
+        models += [Contender(name, ModelSpec(merged, None, form, dtype), merged_sha256) for name, form in forms.items()]
     claimed = {score.contender for score in manifest.scores}
     return [model for model in models if model.name in claimed]
 
@@ -130,17 +134,12 @@ def load_published_dtype(merged: Path) -> str:
     return str(json.loads((merged / "config.json").read_bytes()).get("dtype", "float32"))
 
 
-def _without_baselines(recipe: Recipe, manifest: Manifest) -> Recipe:
+def _claimed_only(recipe: Recipe, manifest: Manifest) -> Recipe:
     """Return the recipe with just the contenders that are claimed."""
-    known: dict[str, Literal["base", "adapter", "merged", "baseline"]] = {
-        "base": "base",
-        "adapter": "adapter",
-        "merged": "merged",
-        "majority": "baseline",
-        "tfidf": "baseline",
-    }
-    claimed = {known[score.contender] for score in manifest.scores if score.contender in known}
-    ordered = tuple(name for name in ("base", "adapter", "merged", "baseline") if name in claimed)
+    claimed = {score.contender for score in manifest.scores}
+    if claimed & set(CLASSICAL):
+        claimed.add("baseline")
+    ordered = tuple(name for name in get_args(RecipeContender) if name in claimed)
     evaluation = recipe.evaluation.model_copy(update={"contenders": ordered})
     return recipe.model_copy(update={"evaluation": evaluation})
 
