@@ -40,7 +40,7 @@ def push(
     if public and not isinstance(where, HubTarget):
         raise DataError("--public is for the hub", where=target, hint="leave it out")
     total = sum(file.bytes for file in manifest.files)
-    reporter.say(f"push {manifest.name} to {target}: {len(manifest.files) + 1} files, {total / 2**20:,.1f} MiB")
+    reporter.say(f"push to {target}: {len(manifest.files) + 1} files, {total / 2**20:,.1f} MiB")
     commit, is_new = _send(folder, manifest, where, public, reporter)
     at = f" at commit {commit}" if commit else ""
     reporter.say(f"  published{at}" if is_new else f"  already there{at}: nothing was sent")

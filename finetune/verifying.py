@@ -75,7 +75,7 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
             fetch_published(parse_source(wanted.source), wanted.revision, folder)
         manifest = load_manifest(folder)
         check_files(folder, manifest)
-        reporter.say(f"{wanted.source}: {manifest.name}, {len(manifest.scores)} figures")
+        reporter.say(f"{wanted.source}: {len(manifest.scores)} figures")
         if not manifest.scores:
             raise DataError("it claims no figures", where=wanted.source)
         base = find_base(manifest.base, wanted.base, wanted.cache)

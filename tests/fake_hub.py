@@ -146,6 +146,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets, and the second waited 40 ms for an answer
 
     def do_GET(self) -> None:
         self._serve()
