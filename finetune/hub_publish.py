@@ -96,7 +96,7 @@ def _commit_once(
         remote = _look_again(api, repo, failure)
         if _holds_exactly(remote, folder, files):
             return HubCommit(remote.commit, is_new=failure is not None)
-        if failure is not None and pause is None:
+        if failure is not None and (pause is None or _is_others_change(failure)):
             raise failure
         try:
             return HubCommit(_commit(api, folder, files, repo, remote), is_new=True)
@@ -131,11 +131,14 @@ def _commit(api: HfApi, folder: Path, files: tuple[PublishedFile, ...], repo: st
     return api.create_commit(repo, operations, commit_message=message, parent_commit=remote.commit).oid
 
 
-def _is_uncertain(error: Exception) -> bool:
-    """Tell whether a commit may have been made although the answer is a failure; 409 and 412: another came first."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code in (409, 412)
-    return True
+def _is_uncertain(error: HfHubHTTPError | httpx2.TransportError) -> bool:
+    """Tell whether a commit may have been made although the answer is a failure."""
+    return isinstance(error, httpx2.TransportError) or error.response.status_code >= 500 or _is_others_change(error)
+
+
+def _is_others_change(error: HfHubHTTPError | httpx2.TransportError) -> bool:
+    """Tell whether another commit came first, be it the earlier try of this one: that is not written over."""
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
 
 
 def _all_files(folder: Path) -> tuple[PublishedFile, ...]:

@@ -171,7 +171,6 @@ PASSING = {
     "500 for the commit": Fault("/commit/", 500, times=1),
     "500 and the commit was made": Fault("/commit/", 500, times=1, after=True),
     "cut and the commit was made": Fault("/commit/", cut=True, times=1, after=True),
-    "412 once": Fault("/commit/", 412, times=1),
     "503 for the download": Fault("/resolve/", 503, times=1),
 }
 
@@ -215,6 +214,24 @@ def test_an_answer_that_is_lost_together_with_the_hub_is_not_called_a_failure(st
     assert (again.status, held(hub)) == (0, content(staged))
     assert "already there" in again.stderr
     assert len(hub.repositories[REPO].commits) == 3
+
+
+def test_a_change_that_somebody_makes_meanwhile_is_not_written_over(staged: Path, hub: FakeHub) -> None:
+    push(staged)
+    change(staged)
+    repository, asking = hub.repositories[REPO], hub.fault_on
+
+    def somebody_else(request: str) -> Fault | None:
+        if "/preupload/" in request:
+            repository.commit({**repository.files, "mine.md": b"mine"}, "by somebody else")
+        return asking(request)
+
+    hub.fault_on = somebody_else  # type: ignore[method-assign]
+    outcome = push(staged)
+    assert outcome.status == 6
+    assert "somebody else changes the repository" in flat(outcome)
+    assert held(hub)["mine.md"] == b"mine"
+    assert [commit.message for commit in repository.commits].count("by somebody else") == 1, "it is not tried again"
 
 
 def test_large_files_that_arrived_are_not_sent_again(staged: Path, hub: FakeHub) -> None:

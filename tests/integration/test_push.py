@@ -12,7 +12,7 @@ import torch
 from fake_hub import serve
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from staged_folder import Staged, restage, write_manifest, write_staged
+from staged_folder import Staged, restage, write_staged
 from tiny_runs import Outcome, finetune_command, finetune_process
 
 from evaluation.files import STAGING_PREFIX
@@ -323,7 +323,8 @@ def test_the_comparison_asks_again_where_the_base_is_in_the_cache(staged: Staged
     shutil.copytree(staged.base, tmp_path / "cache" / "gguf" / "some-key")
     job = job_of(staged, tmp_path / "cache")
     assert check_published(job) == CheckResult(files=8, answers=2)
-    write_manifest(staged)
+    other = job.model_copy(update={"manifest_sha256": "0" * 64})
+    assert check_published(other).wrong == "publish.json has other bytes", "whole, and not what was sent"
     manifest = load_manifest(staged.folder)
     wrong = manifest.answers[0].model_copy(update={"answer": "something else"})
     changed = manifest.model_copy(update={"answers": (wrong, *manifest.answers[1:])})
