@@ -18,6 +18,7 @@ from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
 from finetune.publish_cli import publish
+from finetune.push_cli import pull, push, verify
 from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
@@ -237,6 +238,11 @@ app.command("serve", epilog="Example: finetune serve runs/icd10-quickstart --por
 
 
 app.command("publish", epilog="Example: finetune publish runs/icd10-quickstart --to org/name")(publish)
+
+
+app.command(epilog="Example: finetune push staged/icd10 --to my-org/icd10-quickstart")(push)
+app.command(epilog="Example: finetune pull my-org/icd10-quickstart --out icd10")(pull)
+app.command(epilog="Example: finetune verify my-org/icd10-quickstart --data rows.csv=my/rows.csv")(verify)
 
 
 def _load(
