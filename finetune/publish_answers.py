@@ -1,0 +1,86 @@
+"""Asks a published model a few questions that are nobody's data, as anybody can ask it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from evaluation.conversation import Conversation, Message
+from evaluation.inference import LanguageModel, load_language_model
+from evaluation.model import ModelSpec
+from finetune.peft_weights import ADAPTER_FILE
+from finetune.publish_manifest import PublishedAnswer
+
+ANSWER_TOKENS = 32
+ANSWERS = 3
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Write one sentence about the sea.",
+    "How many days does a week have?",
+    "Which animal says meow?",
+    "What do you need to make a cup of tea?",
+)
+"""Made up for this; the first ANSWERS whose answers hold nothing private are shown."""
+
+ANSWER_DTYPE = "float32"
+"""The base unquantized, in the type in which one machine answers as another."""
+
+
+def answer_spec(folder: Path, base: Path) -> ModelSpec:
+    """Describe the model that the card's answers are of: the adapter on its base, or the merged model alone."""
+    if (folder / ADAPTER_FILE).exists():
+        return ModelSpec(base, adapter=folder, dtype=ANSWER_DTYPE)
+    return ModelSpec(folder, dtype=ANSWER_DTYPE)
+
+
+def load_for_answers(folder: Path, base: Path) -> LanguageModel:
+    """Load the model that the card's answers are of."""
+    return load_language_model(answer_spec(folder, base))
+
+
+def answer_questions(
+    model: LanguageModel, may_be_shown: Callable[[str], bool], advance: Callable[[int], None] = lambda _: None
+) -> tuple[PublishedAnswer, ...]:
+    """Answer greedily, one question at a time, so that no padding is in it; none without a chat template.
+
+    An answer that repeats a row, say, is left out, and the next question is asked.
+    """
+    answers: list[PublishedAnswer] = []
+    if not model.renderer.tokenizer.chat_template:
+        return ()
+    for question in QUESTIONS:
+        messages = (Message(role="user", content=question),)
+        answer = _answer(model, Conversation(messages=messages))
+        if answer is not None and may_be_shown(answer):
+            answers.append(PublishedAnswer(messages=messages, answer=answer, tokens=ANSWER_TOKENS))
+            advance(1)
+        if len(answers) == ANSWERS:
+            break
+    return tuple(answers)
+
+
+@torch.inference_mode()
+def _answer(model: LanguageModel, conversation: Conversation) -> str | None:
+    """Answer greedily; none where control tokens stand within the answer, which programs show in different ways."""
+    ids = list(model.renderer.prompt(conversation))
+    stops = model.renderer.stop_ids()
+    output = cast(Any, model.causal_lm).generate(
+        input_ids=torch.tensor([ids], device=model.causal_lm.device),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.causal_lm.device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=list(stops),
+        pad_token_id=stops[0],
+    )
+    written = output[0, len(ids) :].tolist()
+    end = next((place for place, token in enumerate(written) if token in stops), len(written))
+    if any(token in model.renderer.special_ids for token in written[:end]):
+        return None
+    return str(model.renderer.tokenizer.decode(written[:end], clean_up_tokenization_spaces=False)).strip()
