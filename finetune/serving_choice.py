@@ -70,7 +70,7 @@ def choose_server(facts: Facts, forced: Server | None = None) -> Choice:
     if forced is not None:
         refusal = refusals[forced]
         if refusal is not None and not (forced == "vllm" and facts.vllm):  # vLLM has builds for processors, too
-            raise MachineError(refusal, where=f"--server {forced}", hint=_way_out(facts))
+            raise MachineError(refusal, where=f"--server {forced}", hint=_way_out(facts, forced))
         return Choice(forced, (f"{forced}: asked for",))
     reasons: list[str] = []
     for server, refusal in refusals.items():
@@ -108,18 +108,19 @@ def _why_not(server: Server, facts: Facts) -> str | None:
             return f"{', '.join(facts.missing)} is not installed" if facts.missing else None
         case "llama.cpp" if facts.adapters:
             return "its server takes no adapters by name"
-        case "llama.cpp" if not facts.llama_cpp:
-            return "llama-cpp-python[server] is not installed"
+        case "llama.cpp" if not facts.gguf:
+            return "there is no GGUF file of the model (`finetune export` writes one into the run's folder)"
         case "llama.cpp":
-            return None if facts.gguf else "there is no GGUF file of the model; `finetune export` writes one"
+            return None if facts.llama_cpp else "llama-cpp-python[server] is not installed"
 
 
-def _way_out(facts: Facts) -> str:
+def _way_out(facts: Facts, server: Server = "transformers") -> str:
     if facts.adapters:
         return (
             "merge the adapter (finetune adapter merge) and serve the result, or install vllm on a machine with a GPU"
         )
-    return "pip install 'finetune-recipes[serve]'"
+    packages = {"vllm": "vllm", "transformers": "finetune-recipes[serve]", "llama.cpp": "llama-cpp-python[server]"}
+    return f"pip install '{packages[server]}'"
 
 
 def _adapters(launch: Launch) -> Sequence[str]:

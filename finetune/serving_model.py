@@ -22,6 +22,7 @@ from evaluation.tokenizer import load_tokenizer
 from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
+from finetune.peft_config import CONFIG_FILE
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
@@ -88,6 +89,9 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
     path = Path(asked.named)
     run = RunDirectory(path)
     adapters = tuple(named_adapter(text) for text in asked.adapters)
+    if (path / CONFIG_FILE).is_file():
+        hint = "serve its base with it (finetune serve BASE --adapter FOLDER), or merge it (finetune adapter merge)"
+        raise DataError("this is an adapter, not a model", where=asked.named, hint=hint)
     if not run.recipe.is_file():
         base = resolve_base(Base(model=asked.named, sha256=asked.sha256), cache, reporter.say)
         gguf = path if path.suffix.lower() == ".gguf" else None

@@ -46,7 +46,9 @@ def chat(  # noqa: PLR0913  # each option of the command is a parameter
 
 
 def serve(  # noqa: PLR0913  # each option of the command is a parameter
-    model: Named,
+    model: Annotated[
+        str, typer.Argument(help="Folder of a run or a model, or a base as recipes name it.", show_default=False)
+    ],
     adapters: Adapters = None,
     server: Annotated[
         Literal["vllm", "transformers", "llama.cpp"] | None,

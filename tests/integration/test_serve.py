@@ -140,6 +140,9 @@ def test_what_cannot_be_served_is_refused(run: Path, tmp_path: Path) -> None:
     adapters = finetune_command("serve", str(run), "--adapter", f"other={run / 'adapter'}", "--dry-run", *cache)
     assert adapters.status == 6
     assert "merge the adapter" in adapters.stderr
+    alone = finetune_command("serve", str(run / "adapter"), "--dry-run", *cache)
+    assert alone.status == 3
+    assert "this is an adapter" in alone.stderr
     nothing = finetune_command("serve", str(tmp_path / "nothing"), "--dry-run", *cache)
     assert nothing.status == 3
     (run / "merged").rename(run / "put-aside")

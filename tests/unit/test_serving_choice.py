@@ -81,8 +81,9 @@ def test_none_is_refused_with_every_reason_and_what_to_install() -> None:
     assert "finetune-recipes[serve]" in refused.value.hint
     with pytest.raises(MachineError, match="GGUF"):
         choose_server(replace(EVERYTHING, gguf=False), "llama.cpp")
-    with pytest.raises(MachineError, match="not installed"):
+    with pytest.raises(MachineError, match="not installed") as refused:
         choose_server(replace(EVERYTHING, vllm=False), "vllm")
+    assert refused.value.hint == "pip install 'vllm'"
     assert choose_server(replace(EVERYTHING, gpu=False), "vllm").server == "vllm"
 
 
