@@ -156,6 +156,9 @@ def _put_in_place(store: Store, staging: str, folder: Path, manifest: Manifest) 
 
 
 def _refuse_other_use(store: Store, manifest: Manifest) -> None:
+    bucket = store.root.partition("/")[0]
+    if bucket and not store.files.exists(bucket):  # s3fs would make one, of a name that was mistyped
+        raise DataError(f"there is no bucket {bucket!r}", where=store.url, hint="create it first, or check the name")
     names = store.names() if store.files.exists(store.root) else []
     strange = [name for name in names if not name.startswith(STAGING_PREFIX)]
     if MANIFEST_FILE in strange:

@@ -124,6 +124,23 @@ def test_an_address_is_pushed_to_and_pulled_from(staged: Staged, tmp_path: Path)
     again = finetune_command("pull", url, "--out", "pulled")
     assert "it is there already" in flat(again)
     assert "already there" in finetune_command("push", str(staged.folder), "--to", url).stderr
+    (tmp_path / "store/tiny/LICENSE").write_text("spoiled")
+    assert "published" in finetune_command("push", str(staged.folder), "--to", url).stderr
+    assert content(tmp_path / "store/tiny") == content(staged.folder)
+
+
+class _Buckets:
+    """As object stores are: the first part of a path is a bucket, and this one has none."""
+
+    def exists(self, path: str) -> bool:
+        return False
+
+
+def test_a_bucket_of_a_mistyped_name_is_not_made(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = file_store.Store("s3://typo/tiny", _Buckets(), "typo/tiny")
+    monkeypatch.setattr(file_store, "open_store", lambda url: store)
+    with pytest.raises(DataError, match="there is no bucket 'typo'"):
+        publish_to_store(staged.folder, load_manifest(staged.folder), "s3://typo/tiny", QUIET)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +261,7 @@ def test_a_list_that_names_a_place_outside_is_not_followed(staged: Staged, tmp_p
     (staged.folder / MANIFEST_FILE).write_text(bad.model_dump_json())
     refused = finetune_command("pull", str(staged.folder), "--out", str(tmp_path / "out"))
     assert (refused.status, (tmp_path / "out").exists()) == (3, False)
+    assert "'../../outside.json', which is not fetched" in flat(refused)
 
 
 def pull(staged: Staged, tmp_path: Path, *options: str) -> Outcome:
