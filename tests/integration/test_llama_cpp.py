@@ -174,7 +174,7 @@ def test_the_command_asks_llama_cpp_where_it_is_installed(tiny: Path, tmp_path: 
     out = str(tmp_path / "lora.gguf")
     done = finetune_command("adapter", "export", str(folder), "--base", str(tiny), "--out", out, "--llama-cpp")
     assert done.status == 0, done.stderr
-    assert json.loads((tmp_path / "lora.gguf.json").read_text())["llama_cpp"]["equal"] == 6
+    assert json.loads((tmp_path / "lora.gguf.json").read_text())["llama_cpp"]["prompts"] == 6
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 

@@ -224,6 +224,15 @@ def test_the_command_writes_file_proof_and_modelfile(base: Path, tmp_path: Path)
     assert "\nFROM ./base.gguf\nADAPTER ./x-lora.gguf\nTEMPLATE" in text
     assert str(tmp_path) not in text
     assert "14 modules" in done.stderr
+    assert "the folder that peft wrote" not in text  # which Ollama would scale by alpha / rank
+
+
+def test_a_plain_lora_may_be_loaded_as_a_folder_too(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter(base, tmp_path / "adapter")
+    out = tmp_path / "x-lora.gguf"
+    done = finetune_command("adapter", "export", str(folder), "--base", str(base), "--out", str(out), "--modelfile")
+    assert done.status == 0, done.stderr
+    assert "ADAPTER ./adapter" in (tmp_path / "x-lora.Modelfile").read_text()
 
 
 def test_a_refused_adapter_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
