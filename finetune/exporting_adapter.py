@@ -79,11 +79,18 @@ def _modelfile(adapter: PeftFolder, base: BaseFiles, out: Path) -> str:
     trained_with = adapter.folder if (adapter.folder / "tokenizer.json").exists() else base.folder
     comment = (
         f"{out.name} for Ollama: ollama create {out.stem} -f {modelfile_of(out).name}\n"
-        "FROM is the base that the adapter was trained on, as a GGUF file; on any other it answers nonsense.\n"
-        "Ollama also takes the folder that peft wrote: ADAPTER ./adapter"
+        "FROM is the base that the adapter was trained on, as a GGUF file; on any other it answers nonsense."
     )
+    if _is_plain(adapter):
+        comment += "\nOllama also takes the folder that peft wrote: ADAPTER ./adapter"
     lines = ("FROM ./base.gguf", f"ADAPTER ./{out.name}")
     return build_modelfile(_renderer(trained_with), lines, read_shape(base).max_position_embeddings, comment)
+
+
+def _is_plain(adapter: PeftFolder) -> bool:
+    """Say whether one rank and alpha say how strong the adapter is: Ollama reads no more of its settings."""
+    config = adapter.config
+    return all(config.scaling(module) == config.lora_alpha / config.r for module in adapter.modules)
 
 
 def _renderer(folder: Path) -> Renderer:

@@ -63,8 +63,10 @@ def build_go_template(renderer: Renderer) -> GoTemplate:
     """Find the Go template that writes what the model's own does.
 
     Raises:
-        DataError: there is none, and why.
+        DataError: the model has no chat template, or one that Go cannot say, and why.
     """
+    if not renderer.tokenizer.chat_template:
+        raise DataError("the model has no chat template", where="Modelfile", hint="leave --modelfile out")
     try:
         between = _without_beginning(_find_between(renderer), renderer)
         template = GoTemplate(_write_template(between), _default_system(between), _trims(renderer))

@@ -28,7 +28,7 @@ from finetune.gguf_adapter import AdapterKind, export_adapter
 from finetune.gguf_export import Kind, export_gguf
 from finetune.llama_cpp import has_llama_cpp, open_in_llama_cpp
 from finetune.llama_cpp_check import ANSWER_TOKENS, Files, LlamaCppProof, find_parting, prove_with_llama_cpp
-from finetune.merging_shards import open_base
+from finetune.merging_shards import copy_tokenizer, open_base
 from finetune.peft_weights import open_peft_folder
 from finetune.recipe_file import load_recipe
 
@@ -76,7 +76,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Real:
-    """The real base, with its own greedy answers in fp32."""
+    """The real base in bf16, as `finetune merge` stores a model, and its own greedy answers, computed in fp32."""
 
     folder: Path
     renderer: Renderer
@@ -94,11 +94,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real() -> Real:
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     try:
-        folder = resolve_base(load_recipe("icd10-quickstart", []).recipe.base, default_cache(), print).folder
+        base = resolve_base(load_recipe("icd10-quickstart", []).recipe.base, default_cache(), print).folder
     except MachineError as error:
         pytest.skip(f"the base could not be fetched: {error}")
+    folder = tmp_path_factory.mktemp("real")
+    load_base(ModelSpec(base, dtype="bfloat16", device="cpu")).save_pretrained(folder)
+    copy_tokenizer(base, folder)
     model = load_base(ModelSpec(folder, dtype="float32", device="cpu"))
     renderer = Renderer(load_tokenizer(folder))
     asked = tuple(Conversation(messages=(Message(role="user", content=text),)) for text in PROMPTS)
@@ -171,7 +174,7 @@ def test_the_command_asks_llama_cpp_where_it_is_installed(tiny: Path, tmp_path: 
     out = str(tmp_path / "lora.gguf")
     done = finetune_command("adapter", "export", str(folder), "--base", str(tiny), "--out", out, "--llama-cpp")
     assert done.status == 0, done.stderr
-    assert json.loads((tmp_path / "lora.gguf.json").read_text())["llama_cpp"]["equal"] == 6
+    assert json.loads((tmp_path / "lora.gguf.json").read_text())["llama_cpp"]["prompts"] == 6
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 

@@ -11,6 +11,7 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_base
 from tiny_runs import finetune_command
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -119,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "OLoRA": ({"init_lora_weights": "olora"}, "olora subtracts"),
     "a norm trained whole": ({"modules_to_save": ["norm"]}, "trained whole"),
     "trained rows": ({"trainable_token_indices": {"embed_tokens": [3, 5]}}, "single rows"),
-    "the embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, "embed"),
+    "the embedding with its weight": ({"target_modules": ["embed_tokens", "q_proj"]}, "an embedding of its own"),
     "a tied head": ({"target_modules": ["lm_head", "q_proj"]}, "no weight of that name"),
 }
 
@@ -134,6 +135,20 @@ def test_what_is_no_product_is_refused_with_the_way_out(case: str, base: Path, t
     with pytest.raises(DataError, match=reason):
         export_adapter(open_peft_folder(folder), open_base(base), tmp_path / "lora.gguf", "f32")
     assert not (tmp_path / "lora.gguf").exists()
+
+
+def test_a_product_on_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    leave_out_base_layers(folder)
+    with pytest.raises(DataError, match="tied output embedding as well"):
+        check_exportable(open_peft_folder(folder), open_base(base))
+
+
+def leave_out_base_layers(folder: Path) -> None:
+    """Make of an adapter what peft writes with `save_embedding_layers=False`."""
+    file = folder / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "base_layer" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("damage", ["one entry", "unpermuted", "alpha", "missing"])
@@ -193,8 +208,6 @@ def test_an_alpha_of_zero_adds_nothing(base: Path, tmp_path: Path) -> None:
 
 
 def _scale(folder: Path, factor: float) -> None:
-    from safetensors.torch import load_file, save_file
-
     file = folder / "adapter_model.safetensors"
     save_file({name: tensor * factor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
@@ -211,6 +224,15 @@ def test_the_command_writes_file_proof_and_modelfile(base: Path, tmp_path: Path)
     assert "\nFROM ./base.gguf\nADAPTER ./x-lora.gguf\nTEMPLATE" in text
     assert str(tmp_path) not in text
     assert "14 modules" in done.stderr
+    assert "the folder that peft wrote" not in text  # which Ollama would scale by alpha / rank
+
+
+def test_a_plain_lora_may_be_loaded_as_a_folder_too(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter(base, tmp_path / "adapter")
+    out = tmp_path / "x-lora.gguf"
+    done = finetune_command("adapter", "export", str(folder), "--base", str(base), "--out", str(out), "--modelfile")
+    assert done.status == 0, done.stderr
+    assert "ADAPTER ./adapter" in (tmp_path / "x-lora.Modelfile").read_text()
 
 
 def test_a_refused_adapter_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_gguf_adapter import ALL, write_adapter
+from test_gguf_adapter import ALL, leave_out_base_layers, write_adapter
 from tiny_model import write_tiny_base
 from tiny_runs import finetune_command
 
@@ -68,6 +68,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "ranks": ({"rank_pattern": {"q_proj": 2}}, "differ in rank,", ("vllm", "sglang")),
     "alphas": ({"alpha_pattern": {"q_proj": 2.0}}, "differ in alpha,", ("vllm", "sglang")),
     "other rank": ({"rank_pattern": dict.fromkeys(ALL, 2)}, "in its settings", ("vllm", "sglang")),
+    "other rank, as strong": (
+        {"rank_pattern": dict.fromkeys(ALL, 2), "alpha_pattern": dict.fromkeys(ALL, 5.0)},
+        "in its settings",
+        ("vllm", "sglang"),
+    ),
     "other alpha": ({"alpha_pattern": dict.fromkeys(ALL, 2.0)}, "in its settings", ("vllm", "sglang")),
     "rsLoRA": ({"use_rslora": True}, "√rank times too weak", ("sglang",)),
 }
@@ -82,6 +87,13 @@ def test_what_a_loader_would_serve_wrong_is_refused(case: str, base: Path, tmp_p
             assert reason in refusal(folder, base, server)
         else:
             assert str(folder) in " ".join(line(folder, base, "--with", server))
+
+
+def test_a_lora_on_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    leave_out_base_layers(folder)
+    for server in ("vllm", "sglang"):
+        assert "is left out by some versions" in refusal(folder, base, server)
 
 
 @pytest.mark.parametrize("case", ["alphas", "other rank", "other alpha", "rsLoRA"])

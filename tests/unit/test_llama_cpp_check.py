@@ -100,6 +100,7 @@ def test_the_gap_is_what_the_model_prefers_its_own_token_by(engine: Engine) -> N
 
 def test_without_the_package_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "has_llama_cpp", lambda: False)
+    monkeypatch.setattr("finetune.exporting.export_gguf", lambda *_: pytest.fail("it wrote the file first"))
     with (
         pytest.raises(MachineError, match=r"finetune-recipes\[llama-cpp\]"),
         llama_cpp.open_in_llama_cpp(tmp_path / "x.gguf"),

@@ -139,6 +139,13 @@ def test_a_template_that_go_cannot_say_is_refused(case: str) -> None:
         build_modelfile(Renderer(tokenizer_for(template)), ("FROM ./x.gguf",), 512, "x")
 
 
+def test_a_model_without_a_template_gets_no_modelfile() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="has no chat template"):
+        build_modelfile(Renderer(tokenizer), ("FROM ./x.gguf",), 512, "x")
+
+
 def test_a_beginning_that_only_the_tokenizer_writes_is_refused() -> None:
     renderer = Renderer(tokenizer_for(TEMPLATES["chatml"].replace("{{- bos_token -}}", ""), adds_beginning=True))
     template = build_go_template(renderer)  # here the template begins with the token by chance
