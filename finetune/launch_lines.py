@@ -20,12 +20,9 @@ from finetune.exporting_adapter import adapter_folder
 from finetune.merging_shards import check_fits, open_base
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder, open_peft_folder
+from finetune.serving_choice import VLLM_RANKS
 
 Server = Literal["vllm", "sglang"]
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What --max-lora-rank may be: MaxLoRARanks in
-https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py."""
 
 _NAMES = {"vllm": "vLLM", "sglang": "SGLang"}
 _PLAIN = "make a plain LoRA of the same change: finetune adapter combine {folder} --out plain"

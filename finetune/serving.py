@@ -11,8 +11,8 @@ import torch
 import typer
 
 from finetune.console import Reporter
-from finetune.errors import MachineError
-from finetune.peft_config import PeftConfig, load_peft_config
+from finetune.launch_lines import check_servable
+from finetune.peft_weights import open_peft_folder
 from finetune.server_process import Ended, require_free, running, wait_until_ready
 from finetune.serving_choice import HEALTH, Facts, Launch, Server, choose_server, command_line
 from finetune.serving_model import Asked, ServedModel, find_served, lay_out
@@ -50,7 +50,7 @@ def serve_model(asked: Asked, forced: Server | None, place: Place, cache: Path, 
     for reason in choice.reasons:
         reporter.say(f"  {reason}")
     served = lay_out(model, cache)
-    command = command_line(choice.server, _launch(choice.server, model, served.snapshot, place))
+    command = command_line(choice.server, build_launch(choice.server, model, served.snapshot, place))
     environment = {
         "HF_HUB_CACHE": str(served.hub),
         "HF_HUB_OFFLINE": "1",
@@ -88,38 +88,22 @@ def facts_of(model: ServedModel) -> Facts:
     )
 
 
-def check_vllm_takes(config: PeftConfig, where: str) -> None:
-    """Check that vLLM's loader of adapters takes one, before a large model is loaded for it.
-
-    What it refuses: https://github.com/vllm-project/vllm/blob/main/vllm/lora/peft_helper.py
+def build_launch(server: Server, model: ServedModel, snapshot: Path, place: Place) -> Launch:
+    """Build what a server is started with.
 
     Raises:
-        MachineError: it does not, and why.
+        DataError: vLLM cannot serve one of the adapters, and why.
     """
-    reasons = {
-        "DoRA": config.use_dora,
-        "whole layers beside it (modules_to_save)": bool(config.modules_to_save),
-        "single token rows (trainable_token_indices)": bool(config.trainable_token_indices),
-        "a start that changes the base (PiSSA, OLoRA)": config.residual is not None,
-        "ranks that differ by layer (rank_pattern)": bool(config.rank_pattern or config.alpha_pattern),
-    }
-    for what, there in reasons.items():
-        if there:
-            hint = "merge it (finetune adapter merge), and serve the result"
-            raise MachineError(f"vLLM takes no adapter with {what}", where=where, hint=hint)
-
-
-def _launch(server: Server, model: ServedModel, snapshot: Path, place: Place) -> Launch:
-    configs = [load_peft_config(folder, str(folder)) for _, folder in model.adapters]
-    for (_, folder), config in zip(model.adapters, configs, strict=True):
-        check_vllm_takes(config, str(folder))
+    adapters = [open_peft_folder(folder) for _, folder in model.adapters]
+    for adapter in adapters:
+        check_servable(adapter, "vllm")  # the only one that gets here with adapters
     return Launch(
         name=model.name,
         model=str(model.gguf.resolve() if server == "llama.cpp" and model.gguf else snapshot),
         host=place.host,
         port=place.port,
         adapters=tuple((name, str(folder.resolve())) for name, folder in model.adapters),
-        rank=max((config.r for config in configs), default=0),
+        rank=max((adapter.config.r for adapter in adapters), default=0),
     )
 
 

@@ -17,7 +17,8 @@ HEALTH: Mapping[Server, str] = {"vllm": "/health", "transformers": "/health", "l
 """What a server answers as soon as it can be asked."""
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts as --max-lora-rank: https://docs.vllm.ai/en/stable/api/vllm/config/lora.html"""
+"""What every vLLM accepts as --max-lora-rank (new ones also 1): MaxLoRARanks in
+https://github.com/vllm-project/vllm/blob/01230b40128e570a58e54e75f7e55c4d5cd9246d/vllm/config/lora.py"""
 
 
 @dataclass(frozen=True)

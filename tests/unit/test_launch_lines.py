@@ -13,7 +13,10 @@ from test_gguf_adapter import ALL, leave_out_base_layers, write_adapter
 from tiny_model import write_tiny_base
 from tiny_runs import finetune_command
 
-from finetune.launch_lines import VLLM_RANKS
+from finetune.errors import DataError
+from finetune.serving import Place, build_launch
+from finetune.serving_choice import VLLM_RANKS
+from finetune.serving_model import ServedModel
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,13 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> No
     folder = write_adapter(base, tmp_path / "adapter")
     other = write_tiny_base(tmp_path / "other", hidden_size=32)
     assert "in this base" in refusal(folder, other, "vllm")
+
+
+def test_serve_starts_vllm_with_no_adapter_that_it_cannot_serve(base: Path, tmp_path: Path) -> None:
+    plain = write_adapter(base, tmp_path / "plain", target_modules=["q_proj"])
+    dora = write_adapter(base, tmp_path / "dora", target_modules=["q_proj"], use_dora=True)
+    place = Place("127.0.0.1", 8000)
+    launch = build_launch("vllm", ServedModel("base", base, adapters=(("law", plain),)), base, place)
+    assert (launch.adapters, launch.rank) == ((("law", str(plain)),), 4)
+    with pytest.raises(DataError, match="vLLM cannot serve it: DoRA"):
+        build_launch("vllm", ServedModel("base", base, adapters=(("law", plain), ("both", dora))), base, place)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import MachineError
-from finetune.peft_config import PeftConfig
-from finetune.serving import Place, check_vllm_takes
+from finetune.serving import Place
 from finetune.serving_choice import SERVERS, VLLM_RANKS, Facts, Launch, choose_server, command_line
 
 EVERYTHING = Facts(gpu=True, vllm=True, missing=(), llama_cpp=True, gguf=True, adapters=0)
@@ -110,27 +109,6 @@ def test_vllm_is_told_a_rank_that_it_takes(rank: int, most: int) -> None:
     assert words[words.index("--lora-modules") + 1 :] == ["a=x/a", "b=x/b"]
     with pytest.raises(MachineError, match="rank 512 at most, and one has 513"):
         command_line("vllm", replace(LAUNCH, adapters=(("a", "x/a"),), rank=513))
-
-
-@pytest.mark.parametrize(
-    ("settings", "refused"),
-    [
-        ({}, None),
-        ({"use_rslora": True}, None),
-        ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ("lm_head",)}, "modules_to_save"),
-        ({"trainable_token_indices": (1,)}, "trainable_token_indices"),
-        ({"init_lora_weights": "pissa"}, "PiSSA"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-    ],
-)
-def test_adapters_that_vllm_does_not_load_are_refused(settings: dict[str, object], refused: str | None) -> None:
-    config = PeftConfig.model_validate({"peft_type": "LORA", "r": 8, "lora_alpha": 16, **settings})
-    if refused is None:
-        check_vllm_takes(config, "here")
-        return
-    with pytest.raises(MachineError, match=refused):
-        check_vllm_takes(config, "here")
 
 
 @pytest.mark.parametrize(
