@@ -16,7 +16,10 @@ from rich.markup import escape
 from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
+from finetune.export_cli import export, export_adapter, launch_line
 from finetune.publish_cli import publish
+from finetune.push_cli import pull, push, verify
+from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -223,21 +226,23 @@ def list_things(
 app.add_typer(adapter)
 
 
-@app.command(epilog="Example: finetune export runs/icd10-quickstart --gguf q8_0 --out icd10.gguf")
-def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a run, or of a merged model.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
-    gguf: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"], typer.Option(help="How the weights are stored.")
-    ] = "bf16",
-) -> None:
-    """Write a model as one GGUF file for llama.cpp and Ollama, read it back, and compare the two."""
-    from finetune.exporting import export_model
+app.command("export", epilog="Example: finetune export runs/icd10-quickstart --gguf q8_0 --out icd10.gguf")(export)
+adapter.command("export", epilog="Example: finetune adapter export runs/icd10-quickstart --out icd10-lora.gguf")(
+    export_adapter
+)
+app.command("launch-line", epilog="Example: finetune launch-line runs/icd10-quickstart --with vllm")(launch_line)
 
-    export_model(model, out, gguf)
+
+app.command("chat", epilog="Example: finetune chat runs/icd10-quickstart --compare base")(chat)
+app.command("serve", epilog="Example: finetune serve runs/icd10-quickstart --port 8000")(serve)
 
 
 app.command("publish", epilog="Example: finetune publish runs/icd10-quickstart --to org/name")(publish)
+
+
+app.command(epilog="Example: finetune push staged/icd10 --to my-org/icd10-quickstart")(push)
+app.command(epilog="Example: finetune pull my-org/icd10-quickstart --out icd10")(pull)
+app.command(epilog="Example: finetune verify my-org/icd10-quickstart --data rows.csv=my/rows.csv")(verify)
 
 
 def _load(

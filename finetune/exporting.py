@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import LlamaModel, PreTrainedModel
+from transformers import LlamaModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, write_model
+from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, write_model, write_text
 from evaluation.model import ModelSpec, load_base
-from evaluation.tokenizer import load_tokenizer
+from evaluation.rendering import Renderer
+from evaluation.tokenizer import fix_date, load_tokenizer
 from finetune.console import Reporter
+from finetune.door_conversations import door_conversations
+from finetune.doors import as_the_base_speaks, compare_doors, tokenizer_door
 from finetune.errors import DataError, ProofFailed
 from finetune.gguf import load_gguf
 from finetune.gguf_export import Kind, export_gguf, read_frequencies
+from finetune.gguf_names import read_shape
+from finetune.llama_cpp import has_llama_cpp, require_llama_cpp
+from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
 from finetune.merging_shards import open_base
+from finetune.modelfile import build_modelfile
+from finetune.records import DoorProof
 
 LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2}
 """Mean KL divergence of the answers read back from the model's, in nats; for 4 and 8 bits it is reported only."""
+DOOR_CONVERSATIONS = 100
 PROBE_TEXTS = (
     "The patient has had a fever since Monday and takes 500 mg of paracetamol twice a day.",
     "Either party may terminate this agreement with thirty (30) days' written notice.",
@@ -51,34 +61,86 @@ class ExportProof(BaseModel):
     """Mean KL divergence of the file's predictions from the model's, in nats."""
     agreement: float
     """Share of positions with the same most probable token."""
+    doors: tuple[DoorProof, ...]
+    """Ways in that make of conversations what scoring makes of them."""
+    llama_cpp: LlamaCppProof | None = None
+    """What llama.cpp made of the file, where it was asked."""
 
 
-def export_model(model: Path, out: Path, kind: Kind) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """What an export does beside writing the file and reading it back."""
+
+    modelfile: bool = False
+    """Write a Modelfile for Ollama."""
+    llama_cpp: bool | None = None
+    """Ask llama.cpp as well; where it is installed, if nothing is said."""
+
+
+def export_model(model: Path, out: Path, kind: Kind, extras: Extras | None = None) -> None:
     """Write a run's merged model, or any LLaMA model folder, as a GGUF file with its proof beside it.
 
     Raises:
         DataError: there is no such model, or the format cannot hold it.
+        MachineError: llama.cpp was to be asked and is not installed.
         ProofFailed: what is read back is not the model; nothing is written.
     """
+    wanted = extras or Extras()
+    asks_llama_cpp = has_llama_cpp() if wanted.llama_cpp is None else wanted.llama_cpp
+    if asks_llama_cpp:
+        require_llama_cpp()
     folder = model / "merged" if (model / "merged" / "config.json").exists() else model
     if not (folder / "config.json").exists():
         raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
     reporter = Reporter()
     beside = out.with_name(f"{out.name}.json")
+    modelfile = _modelfile(folder, out) if wanted.modelfile else None
     with staged_file(out) as staging:
         with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
             export_gguf(folder, staging, kind, _name(model), advance)
         with reporter.bar("read back and compare", 1) as advance:
-            proof = prove_export(folder, staging, kind)
+            proof = prove_export(folder, staging, kind, asks_llama_cpp)
             advance(1)
         beside.unlink(missing_ok=True)  # it is about the file that is replaced now
     write_model(beside, proof)
     size = out.stat().st_size / 2**20
     reporter.say(f"{out}: {size:,.0f} MiB, tokens equal, KL {proof.mean_kl:.1e}, {proof.agreement:.1%} agreement")
+    reporter.say(f"  {describe_llama_cpp(proof.llama_cpp)}")
+    if modelfile is not None:
+        write_modelfile(out, modelfile, reporter)
 
 
-def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
-    """Compare a model with what transformers reads back from its file.
+def _modelfile(folder: Path, out: Path) -> str:
+    context = read_shape(open_base(folder)).max_position_embeddings
+    comment = f"{out.name} for Ollama: ollama create {out.stem} -f {modelfile_of(out).name}"
+    return build_modelfile(Renderer(load_tokenizer(folder)), (f"FROM ./{out.name}",), context, comment)
+
+
+def modelfile_of(out: Path) -> Path:
+    """Name the Modelfile that lies beside an exported file."""
+    return out.with_name(f"{out.stem}.Modelfile")
+
+
+def write_modelfile(out: Path, text: str, reporter: Reporter) -> None:
+    """Write the Modelfile of an exported file, and say how to use it."""
+    file = modelfile_of(out)
+    write_text(file, text)
+    reporter.say(f"{file}: the chat template in Ollama's language, compared with the model's own")
+    reporter.say(f"  ollama create {out.stem} -f {file}")
+
+
+def describe_llama_cpp(proof: LlamaCppProof | None) -> str:
+    """Say in one line what llama.cpp was asked."""
+    if proof is None:
+        return "llama.cpp was not asked (--llama-cpp does so where it is installed)"
+    gaps = "".join(f", parted at a gap of {parting.gap:.3f} logits" for parting in proof.partings)
+    return (
+        f"llama.cpp {proof.version}: {proof.texts} texts cut alike, {proof.equal}/{proof.prompts} answers equal{gaps}"
+    )
+
+
+def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = False) -> ExportProof:
+    """Compare a model with what transformers reads back from its file, and that with what llama.cpp reads.
 
     Raises:
         ProofFailed: tokens or template are others, or the predictions are further off than the kind's rounding.
@@ -94,7 +156,9 @@ def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
             raise ProofFailed(f"the file's tokenizer cuts {text[:40]!r} differently", where=str(file))
     if read_tokenizer.chat_template != tokenizer.chat_template:
         raise ProofFailed("the file has another chat template", where=str(file))
+    doors = _compare_doors(tokenizer, read_tokenizer)
     expected_NV, found_NV = _logits(before, ids), _logits(after.eval(), ids)
+    asked = prove_with_llama_cpp(Files(file), after, Renderer(tokenizer), PROBE_TEXTS) if asks_llama_cpp else None
     log_p, log_q = torch.log_softmax(expected_NV, -1), torch.log_softmax(found_NV, -1)
     proof = ExportProof(
         kind=kind,
@@ -106,6 +170,8 @@ def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
         logit_scale=float(expected_NV.abs().max()),
         mean_kl=float((log_p.exp() * (log_p - log_q)).sum(-1).double().mean()),
         agreement=float((expected_NV.argmax(-1) == found_NV.argmax(-1)).double().mean()),
+        doors=doors,
+        llama_cpp=asked,
     )
     limit = LARGEST_KL.get(kind)
     if limit is not None and not proof.mean_kl <= limit:
@@ -113,6 +179,15 @@ def prove_export(folder: Path, file: Path, kind: Kind) -> ExportProof:
             f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:.0e}"
         )
     return proof
+
+
+def _compare_doors(tokenizer: PreTrainedTokenizerBase, read: PreTrainedTokenizerBase) -> tuple[DoorProof, ...]:
+    """Send conversations through the model's tokenizer and the file's, both on the same day."""
+    for one in (tokenizer, read):
+        fix_date(one)
+    renderer = Renderer(tokenizer)
+    conversations = as_the_base_speaks(renderer, door_conversations(DOOR_CONVERSATIONS))
+    return compare_doors(renderer, [tokenizer_door("GGUF, transformers", read)], conversations)
 
 
 @torch.inference_mode()

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from gguf.quants import quantize
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from evaluation.files import staged_file
 from finetune.errors import DataError
+from finetune.gguf_names import ARCHITECTURE, LlamaShape, gguf_name, permuted, read_shape
 from finetune.gguf_tokenizer import add_tokenizer
 from finetune.merging_shards import BaseFiles, open_base, read_weights
 
@@ -32,75 +32,6 @@ FILE_TYPES = {
     "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-ARCHITECTURE = "llama"
-
-_LAYER = {
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-}
-_OUTSIDE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-
-
-class RopeScaling(BaseModel):
-    """How LLaMA 3.x stretches its rotary frequencies (config.json, `rope_parameters` or `rope_scaling`)."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    rope_type: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
-    """Older models call it `type`."""
-    rope_theta: float | None = None
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-
-class LlamaShape(BaseModel):
-    """What of config.json a GGUF file states."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    model_type: str
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int
-    rms_norm_eps: float
-    vocab_size: int
-    rope_theta: float | None = None
-    rope_parameters: RopeScaling | None = None
-    rope_scaling: RopeScaling | None = None
-
-    @property
-    def heads_of_keys(self) -> int:
-        """Number of key and value heads."""
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def head_width(self) -> int:
-        """Dimensions of one head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @property
-    def rope(self) -> RopeScaling:
-        """The rotary embedding, wherever this version of transformers wrote it."""
-        found = self.rope_parameters or self.rope_scaling or RopeScaling()
-        base = found.rope_theta or self.rope_theta or 10_000.0
-        return found.model_copy(update={"rope_theta": base})
 
 
 def export_gguf(
@@ -114,7 +45,7 @@ def export_gguf(
         DataError: it is not a LLaMA model, or has something that the format cannot say.
     """
     base = open_base(folder)
-    shape = _read_shape(base)
+    shape = read_shape(base)
     with staged_file(out) as staging:
         writer = GGUFWriter(staging, ARCHITECTURE, use_temp_file=True)
         _add_metadata(writer, shape, kind, name)
@@ -122,28 +53,12 @@ def export_gguf(
         if (factors := _frequency_factors(shape)) is not None:
             writer.add_tensor("rope_freqs.weight", factors)
         for tensor_name, weight in _tensors(base, shape):
-            _add(writer, tensor_name, weight, kind)
+            add_weight(writer, tensor_name, weight, kind)
             advance(1)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def _read_shape(base: BaseFiles) -> LlamaShape:
-    try:
-        shape = LlamaShape.model_validate(base.config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(
-            f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}", where=str(base.folder)
-        ) from error
-    if shape.model_type != ARCHITECTURE:
-        raise DataError(f"its architecture is {shape.model_type!r}", where=str(base.folder), hint="accepted: llama")
-    if shape.rope.rope_type not in ("default", "llama3", "linear"):
-        hint = "accepted: default, linear, llama3"
-        raise DataError(f"rotary scaling {shape.rope.rope_type!r}", where=str(base.folder), hint=hint)
-    return shape
 
 
 def _add_metadata(writer: GGUFWriter, shape: LlamaShape, kind: Kind, name: str) -> None:
@@ -169,31 +84,15 @@ def _add_metadata(writer: GGUFWriter, shape: LlamaShape, kind: Kind, name: str) 
 
 def _tensors(base: BaseFiles, shape: LlamaShape) -> Iterator[tuple[str, Tensor]]:
     for name, weight in read_weights(base):
-        yield _gguf_name(name, base), _permuted(name, weight, shape)
+        yield gguf_name(name, base), permuted(name, weight, shape)
 
 
-def _gguf_name(name: str, base: BaseFiles) -> str:
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    match name.split(".", 3):
-        case ["model", "layers", number, rest] if rest in _LAYER:
-            return f"blk.{number}.{_LAYER[rest]}"
-    raise DataError(f"there is no place in the format for {name}", where=str(base.folder))
+def add_weight(writer: GGUFWriter, name: str, weight: Tensor, kind: Kind) -> None:
+    """Write a weight in a kind; a vector in fp32, a matrix whose rows no block of the kind divides in fp16.
 
-
-def _permuted(name: str, weight: Tensor, shape: LlamaShape) -> Tensor:
-    """Return queries and keys with the rows of each head in llama.cpp's order.
-
-    transformers rotates the first half of a head against the second, llama.cpp neighbouring rows.
+    Raises:
+        DataError: it has values that fp16 cannot hold.
     """
-    heads = {"q_proj": shape.num_attention_heads, "k_proj": shape.heads_of_keys}.get(name.split(".")[-2])
-    if heads is None:
-        return weight
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _add(writer: GGUFWriter, name: str, weight: Tensor, kind: Kind) -> None:
     values = weight.to(torch.float32).numpy()
     wanted = GGMLQuantizationType[kind.upper()]
     if values.ndim < 2 or wanted == GGMLQuantizationType.F32:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
-
-import torch
 
 from evaluation.conversation import Conversation, Message
 from evaluation.inference import LanguageModel, load_language_model
@@ -63,24 +60,10 @@ def answer_questions(
     return tuple(answers)
 
 
-@torch.inference_mode()
 def _answer(model: LanguageModel, conversation: Conversation) -> str | None:
     """Answer greedily; none where control tokens stand within the answer, which programs show in different ways."""
-    ids = list(model.renderer.prompt(conversation))
-    stops = model.renderer.stop_ids()
-    output = cast(Any, model.causal_lm).generate(
-        input_ids=torch.tensor([ids], device=model.causal_lm.device),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.causal_lm.device),
-        max_new_tokens=ANSWER_TOKENS,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=list(stops),
-        pad_token_id=stops[0],
-    )
-    written = output[0, len(ids) :].tolist()
-    end = next((place for place, token in enumerate(written) if token in stops), len(written))
-    if any(token in model.renderer.special_ids for token in written[:end]):
+    [written] = model.continue_greedily([model.renderer.prompt(conversation)], ANSWER_TOKENS)
+    answer = written[:-1] if written[-1] in model.renderer.stop_ids() else written
+    if any(token in model.renderer.special_ids for token in answer):
         return None
-    return str(model.renderer.tokenizer.decode(written[:end], clean_up_tokenization_spaces=False)).strip()
+    return str(model.renderer.tokenizer.decode(list(answer), clean_up_tokenization_spaces=False)).strip()
