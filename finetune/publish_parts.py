@@ -33,6 +33,8 @@ LOCAL_KEYS = frozenset(
         "local_files_only",
         "name_or_path",
         "_name_or_path",
+        "_model_name_or_path",
+        "gguf_file",
         "_commit_hash",
         "tokenizer_file",
         "vocab_file",
