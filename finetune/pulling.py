@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from evaluation.files import staged_folder
 from finetune.bases import check_model_folder
 from finetune.console import Reporter
 from finetune.errors import DataError
+from finetune.merging_shards import check_fits, open_base
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.publish_manifest import (
@@ -111,9 +113,6 @@ def _check_foreign(folder: Path, wanted: Pull, say: Callable[[str], None]) -> No
 
 def _check_adapter(folder: Path, base: Path | None, named: str) -> str:
     """Check every tensor of an adapter, and its fit where the base is here; returns the sentence about it."""
-    # torch takes seconds to import, and an adapter that is refused for its files needs none of it.
-    from finetune.merging_shards import check_fits, open_base
-
     adapter = open_peft_folder(folder)
     for module in adapter.modules:
         adapter.change(module)  # refuses what is not finite, or of another shape than the settings say
@@ -136,8 +135,6 @@ def _check_finite(folder: Path) -> int:
     Raises:
         DataError: one of them is not finite, or a file is damaged.
     """
-    import torch
-
     count = 0
     for path, name in _tensors(folder):
         with safe_open(path, framework="pt") as opened:

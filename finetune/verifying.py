@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from evaluation.model import ModelSpec, Quantization
 from evaluation.result_files import load_result
 from evaluation.runner import installed_versions
 from finetune.adapter import adapter_hash
-from finetune.bases import hash_model_folder
+from finetune.bases import hash_model_folder, resolve_base
 from finetune.console import Reporter
 from finetune.contenders import QUANTIZED_MERGES
 from finetune.errors import DataError, ProofFailed
@@ -97,8 +98,6 @@ def _fetched_base(base: Base, manifest: Manifest, cache: Path, reporter: Reporte
     Raises:
         DataError: it is not the published one.
     """
-    from finetune.bases import resolve_base
-
     resolve_base(base, cache, reporter.say)
     found = find_base(manifest.base, None, cache)
     if found is None:
@@ -119,7 +118,7 @@ def _contenders(folder: Path, manifest: Manifest, base: Path) -> list[Contender]
         models.append(Contender("adapter", spec, sha256, adapter_hash(folder)))
     if "merged" in manifest.parts:
         merged = folder / merged_folder(manifest)
-        dtype = load_published_dtype(merged)
+        dtype = _stored_dtype(merged)
         forms = {"merged": None, **QUANTIZED_MERGES}
         merged_sha256 = hash_model_folder(merged)
         models += [Contender(name, ModelSpec(merged, None, form, dtype), merged_sha256) for name, form in forms.items()]
@@ -127,10 +126,8 @@ def _contenders(folder: Path, manifest: Manifest, base: Path) -> list[Contender]
     return [model for model in models if model.name in claimed]
 
 
-def load_published_dtype(merged: Path) -> str:
+def _stored_dtype(merged: Path) -> str:
     """Read the type in which a merged model is stored."""
-    import json
-
     return str(json.loads((merged / "config.json").read_bytes()).get("dtype", "float32"))
 
 
