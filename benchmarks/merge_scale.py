@@ -1,4 +1,4 @@
-"""How much memory and time folding an adapter takes as a model grows: `python benchmarks/merge_scale.py --layers 1 2`.
+"""How much memory and time folding an adapter takes as a model grows: `python benchmarks/merge_scale.py 1b:1,4 8b:1,2`.
 
 For each number of layers, a base of random weights in the shape of a published model is written in bfloat16 with a
 LoRA on all its projections. It is folded and proven in a process of its own, whose largest memory is printed.
@@ -115,25 +115,45 @@ def write_adapter(folder: Path, shape: Shape, layers: int, rank: int) -> None:
     write_lora(folder, factors, {}, ("random", None))
 
 
+@dataclass(frozen=True)
+class Point:
+    """One measured merge."""
+
+    shape: str
+    billions: float
+    """Parameters."""
+    gibibytes: float
+    """Largest memory of the process that folded and proved."""
+
+
 def main() -> None:
-    """Read the arguments and measure each number of layers."""
+    """Read the arguments, measure each number of layers of each shape, and draw the line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="1b")
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("measured", nargs="*", default=["1b:1,4,16"], metavar="SHAPE:LAYERS", help="1b, 8b or 70b")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--draw", type=Path, help="an .svg of memory over size")
     given = parser.parse_args()
-    print(f"shape {given.shape}, rank {given.rank}, torch {torch.__version__}")
-    for layers in given.layers:
-        with tempfile.TemporaryDirectory(prefix="merge-scale-") as name:
-            folder, shape = Path(name), SHAPES[given.shape]
-            torch.manual_seed(0)
-            parameters = write_base(folder / "base", shape, layers)
-            write_adapter(folder / "adapter", shape, layers, given.rank)
-            command = [sys.executable, "-c", FOLD, str(folder)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            print(
-                f"{layers:3} layers, {parameters / 1e9:6.2f} B parameters: {_line(json.loads(done.stdout))}", flush=True
-            )
+    print(f"rank {given.rank}, torch {torch.__version__}")
+    points = []
+    for measured in given.measured:
+        name, _, counts = measured.partition(":")
+        for layers in map(int, counts.split(",")):
+            points.append(measure(name, layers, given.rank))
+            if given.draw:
+                given.draw.write_text(draw(points), encoding="utf-8")
+
+
+def measure(name: str, layers: int, rank: int) -> Point:
+    """Write a base and an adapter, fold and prove them in another process, and print what it took."""
+    with tempfile.TemporaryDirectory(prefix="merge-scale-") as scratch:
+        folder, shape = Path(scratch), SHAPES[name]
+        torch.manual_seed(0)
+        parameters = write_base(folder / "base", shape, layers)
+        write_adapter(folder / "adapter", shape, layers, rank)
+        done = subprocess.run([sys.executable, "-c", FOLD, str(folder)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    print(f"{name:3} {layers:3} layers, {parameters / 1e9:6.2f} B parameters: {_line(found)}", flush=True)
+    return Point(name, parameters / 1e9, found["peak_kib"] / 2**20)
 
 
 def _line(found: dict[str, float]) -> str:
@@ -143,6 +163,39 @@ def _line(found: dict[str, float]) -> str:
         f" ({memory['imported']:.2f} imported); {found['fold_seconds']:.0f} s + {found['prove_seconds']:.0f} s,"
         f" largest error {found['error']:.1e}"
     )
+
+
+COLOURS = {"1b": "#888", "8b": "#2a7", "70b": "#c52"}
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 320, 60, 40
+
+
+def draw(points: list[Point]) -> str:
+    """Draw memory over parameters, a line a shape, with the goal of 12 GiB."""
+    most_billions, most_gibibytes = max(point.billions for point in points) * 1.15, 13.0
+
+    def at(billions: float, gibibytes: float) -> tuple[float, float]:
+        x = LEFT + (WIDTH - LEFT - 20) * billions / most_billions
+        return round(x, 1), round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 20) * gibibytes / most_gibibytes, 1)
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">']
+    parts.append(f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>')
+    for tick in range(0, 13, 3):
+        x, y = at(0, tick)
+        parts.append(f'<path d="M{x} {y}H{WIDTH - 20}" stroke="#ddd"/><text x="{x - 8}" y="{y + 4}" font-size="12"')
+        parts.append(f' text-anchor="end">{tick}</text>')
+    x, y = at(0, 12)
+    parts.append(f'<path d="M{x} {y}H{WIDTH - 20}" stroke="#c00" stroke-dasharray="4"/>')
+    parts.append(f'<text x="{x + 6}" y="{y + 15}" font-size="12" fill="#c00">goal: 12 GiB</text>')
+    for name in dict.fromkeys(point.shape for point in points):
+        line = [at(point.billions, point.gibibytes) for point in points if point.shape == name]
+        path = " ".join(f"{x},{y}" for x, y in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{COLOURS[name]}"/>' for x, y in line]
+        x, y = line[-1]
+        parts.append(f'<text x="{x + 7}" y="{y - 6}" font-size="12" fill="{COLOURS[name]}">{name} shape</text>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" font-size="12" text-anchor="middle">')
+    parts.append(f"billion parameters folded (0 to {most_billions:.1f}); left: largest memory in GiB</text></svg>")
+    return "".join(parts) + "\n"
 
 
 if __name__ == "__main__":

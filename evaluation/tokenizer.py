@@ -29,9 +29,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer whose chat templates no longer ask for the day, so that prompts stay those of training."""
+    fix_date(tokenizer)
+    tokenizer.save_pretrained(str(folder))
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a tokenizer's chat templates write the date that is trained with, in the place of the day's."""
     found = tokenizer.chat_template
     if isinstance(found, str):
         tokenizer.chat_template = with_fixed_date(found)
     elif isinstance(found, dict):
         tokenizer.chat_template = {name: with_fixed_date(text) for name, text in found.items()}
-    tokenizer.save_pretrained(str(folder))

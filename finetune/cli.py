@@ -17,6 +17,9 @@ from evaluation.quiet import quiet_libraries
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
+from finetune.publish_cli import publish
+from finetune.push_cli import pull, push, verify
+from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
     from finetune.recipe_file import LoadedRecipe
@@ -228,6 +231,18 @@ adapter.command("export", epilog="Example: finetune adapter export runs/icd10-qu
     export_adapter
 )
 app.command("launch-line", epilog="Example: finetune launch-line runs/icd10-quickstart --with vllm")(launch_line)
+
+
+app.command("chat", epilog="Example: finetune chat runs/icd10-quickstart --compare base")(chat)
+app.command("serve", epilog="Example: finetune serve runs/icd10-quickstart --port 8000")(serve)
+
+
+app.command("publish", epilog="Example: finetune publish runs/icd10-quickstart --to org/name")(publish)
+
+
+app.command(epilog="Example: finetune push staged/icd10 --to my-org/icd10-quickstart")(push)
+app.command(epilog="Example: finetune pull my-org/icd10-quickstart --out icd10")(pull)
+app.command(epilog="Example: finetune verify my-org/icd10-quickstart --data rows.csv=my/rows.csv")(verify)
 
 
 def _load(

@@ -12,7 +12,7 @@ BaseName = Annotated[
     str | None,
     typer.Option("--base", help="Folder or hub id of an adapter's base; as it or its run names it if not given."),
 ]
-Out = Annotated[Path, typer.Option(help="File to write.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="File (or folder) to write.", show_default=False)]
 Modelfile = Annotated[bool, typer.Option("--modelfile", help="Also write a Modelfile for Ollama.")]
 
 
@@ -20,8 +20,13 @@ def export(
     model: Annotated[Path, typer.Argument(help="Folder of a run, or of a merged model.", show_default=False)],
     out: Out,
     gguf: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"], typer.Option(help="How the weights are stored.")
+        Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"],
+        typer.Option(help="How the weights are stored in a GGUF file."),
     ] = "bf16",
+    quantize: Annotated[
+        Literal["nf4", "int8"] | None,
+        typer.Option(help="Write a folder of safetensors in 4 or 8 bits instead, for transformers."),
+    ] = None,
     modelfile: Modelfile = False,
     llama_cpp: Annotated[
         bool | None,
@@ -32,7 +37,14 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a model as one GGUF file for llama.cpp and Ollama, read it back, and compare the two."""
+    """Write a model as one GGUF file, or as safetensors in fewer bits, read it back, and compare the two."""
+    if quantize is not None:
+        if modelfile or llama_cpp is not None:
+            raise typer.BadParameter("--modelfile and --llama-cpp are about GGUF files", param_hint="--quantize")
+        from finetune.quantizing import export_quantized
+
+        export_quantized(model, out, quantize)
+        return
     from finetune.exporting import Extras, export_model
 
     export_model(model, out, gguf, Extras(modelfile, llama_cpp))

@@ -9,13 +9,15 @@ from typing import cast
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import LlamaModel, PreTrainedModel
+from transformers import LlamaModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, write_model, write_text
 from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import Renderer
-from evaluation.tokenizer import load_tokenizer
+from evaluation.tokenizer import fix_date, load_tokenizer
 from finetune.console import Reporter
+from finetune.door_conversations import door_conversations
+from finetune.doors import as_the_base_speaks, compare_doors, tokenizer_door
 from finetune.errors import DataError, ProofFailed
 from finetune.gguf import load_gguf
 from finetune.gguf_export import Kind, export_gguf, read_frequencies
@@ -24,9 +26,11 @@ from finetune.llama_cpp import has_llama_cpp, require_llama_cpp
 from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
 from finetune.merging_shards import open_base
 from finetune.modelfile import build_modelfile
+from finetune.records import DoorProof
 
 LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2}
 """Mean KL divergence of the answers read back from the model's, in nats; for 4 and 8 bits it is reported only."""
+DOOR_CONVERSATIONS = 100
 PROBE_TEXTS = (
     "The patient has had a fever since Monday and takes 500 mg of paracetamol twice a day.",
     "Either party may terminate this agreement with thirty (30) days' written notice.",
@@ -57,6 +61,8 @@ class ExportProof(BaseModel):
     """Mean KL divergence of the file's predictions from the model's, in nats."""
     agreement: float
     """Share of positions with the same most probable token."""
+    doors: tuple[DoorProof, ...]
+    """Ways in that make of conversations what scoring makes of them."""
     llama_cpp: LlamaCppProof | None = None
     """What llama.cpp made of the file, where it was asked."""
 
@@ -150,6 +156,7 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
             raise ProofFailed(f"the file's tokenizer cuts {text[:40]!r} differently", where=str(file))
     if read_tokenizer.chat_template != tokenizer.chat_template:
         raise ProofFailed("the file has another chat template", where=str(file))
+    doors = _compare_doors(tokenizer, read_tokenizer)
     expected_NV, found_NV = _logits(before, ids), _logits(after.eval(), ids)
     asked = prove_with_llama_cpp(Files(file), after, Renderer(tokenizer), PROBE_TEXTS) if asks_llama_cpp else None
     log_p, log_q = torch.log_softmax(expected_NV, -1), torch.log_softmax(found_NV, -1)
@@ -163,6 +170,7 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
         logit_scale=float(expected_NV.abs().max()),
         mean_kl=float((log_p.exp() * (log_p - log_q)).sum(-1).double().mean()),
         agreement=float((expected_NV.argmax(-1) == found_NV.argmax(-1)).double().mean()),
+        doors=doors,
         llama_cpp=asked,
     )
     limit = LARGEST_KL.get(kind)
@@ -171,6 +179,15 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
             f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:.0e}"
         )
     return proof
+
+
+def _compare_doors(tokenizer: PreTrainedTokenizerBase, read: PreTrainedTokenizerBase) -> tuple[DoorProof, ...]:
+    """Send conversations through the model's tokenizer and the file's, both on the same day."""
+    for one in (tokenizer, read):
+        fix_date(one)
+    renderer = Renderer(tokenizer)
+    conversations = as_the_base_speaks(renderer, door_conversations(DOOR_CONVERSATIONS))
+    return compare_doors(renderer, [tokenizer_door("GGUF, transformers", read)], conversations)
 
 
 @torch.inference_mode()

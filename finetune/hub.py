@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from evaluation.files import sha256_of_json, staged_folder
 from finetune.cache import hub_folder, locked
@@ -109,6 +111,27 @@ def fetch_dataset_files(repo: str, commit: str, split: str, cache: Path, *, endp
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 (staging / name).symlink_to((snapshot / name).resolve())
     return folder
+
+
+def download_repository(repo: str, commit: str, folder: Path, patterns: Sequence[str]) -> None:
+    """Write the files of a model repository at a commit into a folder, those that a pattern names.
+
+    Raises:
+        DataError: there is no such repository or commit.
+        MachineError: the hub cannot be reached, or does not let this user in.
+    """
+    disable_progress_bars()
+    with _explained(repo, f"{repo}@{commit}"):
+        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(patterns))
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # what the library remembers for the next download
+
+
+def cached_model(repo: str, commit: str, cache: Path) -> Path | None:
+    """Return the folder of a model at a commit where the cache has it; nothing is asked or fetched."""
+    try:
+        return _snapshot(_Pin(repo, commit, "model", None), cache, MODEL_FILES, offline=True)
+    except LocalEntryNotFoundError:
+        return None
 
 
 def choose_split_files(names: Sequence[str], split: str, where: str) -> list[str]:

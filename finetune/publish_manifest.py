@@ -87,6 +87,11 @@ class Manifest(_Record):
     """Sorted by path; all files but publish.json itself."""
 
 
+def merged_folder(manifest: Manifest) -> str:
+    """Name the folder that the merged model lies in: at the top, where no adapter is published beside it."""
+    return MERGED_FOLDER if "adapter" in manifest.parts else ADAPTER_FOLDER
+
+
 def load_manifest(folder: Path) -> Manifest:
     """Read publish.json.
 
@@ -94,15 +99,26 @@ def load_manifest(folder: Path) -> Manifest:
         DataError: there is none, or it is damaged.
     """
     try:
-        return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        data = (folder / MANIFEST_FILE).read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"no {MANIFEST_FILE} in it", where=str(folder), hint="`finetune publish` writes folders that have one"
         ) from error
+    return parse_manifest(data, str(folder))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Read publish.json from its bytes.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{MANIFEST_FILE} cannot be read: {place}: {first['msg']}", where=str(folder)) from error
+        raise DataError(f"{MANIFEST_FILE} cannot be read: {place}: {first['msg']}", where=where) from error
 
 
 def describe_files(folder: Path) -> tuple[PublishedFile, ...]:

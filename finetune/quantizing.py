@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from evaluation.files import sha256_of_folder, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import DTYPES, ModelSpec, Quantization
-from evaluation.rendering import Example, Unrenderable
+from evaluation.rendering import IGNORE, Example, Renderer, Unrenderable
+from evaluation.tokenizer import fix_date, load_tokenizer
 from finetune.console import Reporter
 from finetune.door_conversations import door_conversations
-from finetune.doors import ANSWER, as_the_base_speaks, compare_doors, folder_door
+from finetune.doors import ANSWER, as_the_base_speaks, compare_doors, tokenizer_door
 from finetune.errors import DataError, ProofFailed
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
 from finetune.merging_shards import copy_tokenizer
@@ -67,7 +68,7 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
     with staged_folder(out) as staging, reporter.bar(f"quantize to {kind}, load again, compare", 3) as advance:
         whole = load_language_model(ModelSpec(folder, dtype=dtype))
         probe = _build_probe(whole)
-        expected, renderer = answer_logits(whole, probe), whole.renderer
+        expected = answer_logits(whole, probe)
         del whole
         advance(1)
         quantized = load_language_model(ModelSpec(folder, quantization=Quantization(kind), dtype=dtype))
@@ -77,7 +78,6 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
         advance(1)
         loaded = load_language_model(ModelSpec(staging, dtype=dtype))
         found = answer_logits(loaded, probe)
-        conversations = as_the_base_speaks(renderer, door_conversations(CONVERSATIONS))
         proof = QuantizedProof(
             kind=kind,
             model_sha256=sha256_of_folder(folder),
@@ -87,7 +87,7 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
             max_logit_difference_reloaded=largest_difference(in_memory, found),
             mean_kl=mean_kl(expected, found),
             agreement=agreement(expected, found),
-            doors=compare_doors(renderer, [folder_door(f"{kind}, plain transformers", staging)], conversations),
+            doors=_compare_doors(folder, staging, kind),
             sha256=sha256_of_folder(staging),
         )
         _check(proof, str(out))
@@ -108,6 +108,16 @@ def _check(proof: QuantizedProof, where: str) -> None:
         )
 
 
+def _compare_doors(folder: Path, written: Path, kind: Bits) -> tuple[DoorProof, ...]:
+    """Send conversations through the model's tokenizer and the one that was written, both on the same day."""
+    tokenizers = (load_tokenizer(folder), load_tokenizer(written))
+    for one in tokenizers:
+        fix_date(one)
+    renderer = Renderer(tokenizers[0])
+    conversations = as_the_base_speaks(renderer, door_conversations(CONVERSATIONS))
+    return compare_doors(renderer, [tokenizer_door(f"{kind}, plain transformers", tokenizers[1])], conversations)
+
+
 def _build_probe(model: LanguageModel) -> Probe:
     """Return prompts with all their tokens labelled but the first: what is compared is every prediction."""
     examples = []
@@ -117,7 +127,7 @@ def _build_probe(model: LanguageModel) -> Probe:
             ids = model.renderer.example(whole, "final_assistant").input_ids
         except Unrenderable:
             continue
-        examples.append(Example(ids, (-100, *ids[1:])))
+        examples.append(Example(ids, (IGNORE, *ids[1:])))
     return build_probe(examples)
 
 

@@ -21,6 +21,8 @@ LOADERS = {
     "finetune.gguf": {"AutoTokenizer", "AutoModelForCausalLM"},
     # An adapter on an fp32 copy of its base, to be folded at once; everything else loads through evaluation.model.
     "finetune.merging_fold": {"PeftModel"},
+    # What somebody else would write: that a published folder answers so is the point of it.
+    "finetune.plain_answers": {"AutoTokenizer", "AutoModelForCausalLM", "PeftModel"},
 }
 """Module → classes whose `from_pretrained` it may call."""
 

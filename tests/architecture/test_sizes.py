@@ -17,7 +17,12 @@ DEEPEST_NESTING = 3
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A command's options are its parameters; what is overridden has the parameters that it has upstream.
-MANY_PARAMETERS = {"evaluation.cli.run"}
+MANY_PARAMETERS = {
+    "evaluation.cli.run",
+    "finetune.publish_cli.publish",
+    "finetune.talk_cli.chat",
+    "finetune.talk_cli.serve",
+}
 
 # What decides or repeats. `with` is looked into and not counted: it says how long something is held.
 BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.Match)

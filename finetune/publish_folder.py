@@ -1,0 +1,145 @@
+"""Fills a folder with what is published of a run, looks through it, and says what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from evaluation.conversation import Message
+from evaluation.files import sha256_of_folder
+from evaluation.inference import LanguageModel
+from evaluation.model import Quantization
+from evaluation.rendering import Renderer
+from evaluation.task_file import load_task
+from finetune.bases import ResolvedBase
+from finetune.console import Reporter
+from finetune.licences import Decision
+from finetune.pipeline import Lock
+from finetune.publish_answers import ANSWERS, QUESTIONS, answer_questions, load_for_answers
+from finetune.publish_card import CardInputs, write_card
+from finetune.publish_licence import write_licence_files
+from finetune.publish_manifest import MERGED_FOLDER, Manifest, PublishedAnswer, PublishedBase, describe_files
+from finetune.publish_parts import write_adapter_part, write_merged_part
+from finetune.publish_private import Private
+from finetune.publish_records import base_name, published_scores, write_records
+from finetune.publish_rows import RowTexts, collect_rows
+from finetune.publish_scan import refuse_findings, scan_folder, scan_text
+from finetune.publish_settings import PublishSettings
+from finetune.report_contents import Report
+from finetune.run_directory import RunDirectory
+
+GGUF_FOLDER = "gguf"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run that may be published, and what was decided about it."""
+
+    run: RunDirectory
+    report: Report
+    """Without rows and paths."""
+    lock: Lock
+    base: ResolvedBase
+    decision: Decision
+    settings: PublishSettings
+
+
+def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Reporter) -> Manifest:
+    """Write everything but publish.json into a folder, look through it, and return what publish.json says.
+
+    Raises:
+        DataError: there is something in it that must not be published.
+    """
+    settings, run = finished.settings, finished.run
+    model_name, commit = base_name(finished.lock)
+    base = PublishedBase(model=model_name, revision=commit, sha256=sha256_of_folder(finished.base.folder))
+    gguf = _write_parts(run, folder, settings, base)
+    write_records(folder, finished.report, finished.lock)
+    write_licence_files(folder, finished.decision, finished.base.folder, settings.license_file)
+    model = load_for_answers(folder if "adapter" in settings.parts else run.merged, finished.base.folder)
+    with reporter.bar("read the rows", 1) as advance:
+        rows = collect_rows(run, model.renderer, _shared_texts(finished, model.renderer))
+        advance(1)
+    answers = _answers(settings, model, (private, rows), reporter)
+    manifest = _manifest(finished, base, answers, model.renderer)
+    rendered = _rendered(model.renderer, answers)
+    write_card(
+        folder, CardInputs(manifest, finished.report, finished.decision, settings, rendered, gguf), model.renderer
+    )
+    _scan(folder, private, rows, reporter)
+    return manifest.model_copy(update={"files": describe_files(folder)})
+
+
+def _write_parts(run: RunDirectory, folder: Path, settings: PublishSettings, base: PublishedBase) -> tuple[str, ...]:
+    """Write adapter, merged model and GGUF files; return the paths of the last."""
+    if "adapter" in settings.parts:
+        write_adapter_part(run, folder, base)
+    if "merged" in settings.parts:
+        write_merged_part(run, folder / MERGED_FOLDER if "adapter" in settings.parts else folder)
+    if not settings.gguf:
+        return ()
+    from finetune.exporting import export_model
+
+    name = settings.name.rpartition("/")[2]
+    (folder / GGUF_FOLDER).mkdir()
+    paths = tuple(f"{GGUF_FOLDER}/{name}-{kind}.gguf" for kind in settings.gguf)
+    for path, kind in zip(paths, settings.gguf, strict=True):
+        export_model(run.folder, folder / path, kind)
+    return paths
+
+
+def _answers(
+    settings: PublishSettings, model: LanguageModel, known: tuple[Private, RowTexts], reporter: Reporter
+) -> tuple[PublishedAnswer, ...]:
+    if settings.parts == ("gguf",):  # another program reads it, and rounds otherwise
+        return ()
+    private, rows = known
+    with reporter.bar("answer", ANSWERS) as advance:
+        return answer_questions(model, lambda text: not scan_text(text, private, rows), advance)
+
+
+def _manifest(
+    finished: Finished, base: PublishedBase, answers: tuple[PublishedAnswer, ...], renderer: Renderer
+) -> Manifest:
+    recipe, settings = finished.report.recipe, finished.settings
+    quantization = recipe.quantization
+    stored = str(Quantization(quantization.kind, quantization.double_quant)) if quantization else None
+    return Manifest(
+        name=settings.name,
+        parts=settings.parts,
+        base=base,
+        dtype=recipe.base.dtype,
+        quantization=stored,
+        template_sha256=sha256(str(renderer.tokenizer.chat_template or "").encode()).hexdigest(),
+        seed=recipe.seed,
+        versions=finished.lock.versions,
+        scores=published_scores(finished.report),
+        answers=answers,
+        files=(),
+    )
+
+
+def _rendered(renderer: Renderer, answers: tuple[PublishedAnswer, ...]) -> str:
+    """Show a conversation as the model sees it; the question alone where the base has no chat template."""
+    if not renderer.tokenizer.chat_template:
+        return QUESTIONS[0]
+    answer = answers[0].answer if answers else "Paris."
+    messages = (Message(role="user", content=QUESTIONS[0]), Message(role="assistant", content=answer))
+    return renderer.chat_text(messages, ask=False)
+
+
+def _shared_texts(finished: Finished, renderer: Renderer) -> Iterator[str]:
+    """Texts that stand in rows and may be shown: classes, the recipe's own words, what templates put around rows."""
+    yield from finished.report.audit.labels or {}
+    yield from load_task(str(finished.run.data / "held_out.task.yaml")).task.options or ()
+    yield finished.report.recipe.model_dump_json(indent=1)
+    yield str(renderer.tokenizer.chat_template or "")
+
+
+def _scan(folder: Path, private: Private, rows: RowTexts, reporter: Reporter) -> None:
+    count = sum(path.is_file() for path in folder.rglob("*"))
+    with reporter.bar("look through every byte", count) as advance:
+        findings = scan_folder(folder, private, rows, advance)
+    refuse_findings(findings, where="what would be published")

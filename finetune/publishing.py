@@ -1,0 +1,147 @@
+"""Builds a clean folder from a finished run: what is published, its evidence, its licence, and a list of it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.table import Table
+
+from evaluation.files import sha256_of_file, staged_folder, write_model
+from finetune.bases import ResolvedBase, resolve_base
+from finetune.console import Reporter
+from finetune.errors import DataError, ProofFailed
+from finetune.licences import Decision, base_input, data_inputs, work_out
+from finetune.peft_weights import ADAPTER_FILE
+from finetune.pipeline import Lock
+from finetune.publish_folder import Finished, fill_folder
+from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
+from finetune.publish_parts import MERGE_FILE, hash_without_proof
+from finetune.publish_private import describe_private
+from finetune.publish_records import base_name, published_report, shown_source
+from finetune.publish_settings import PublishSettings
+from finetune.records import MergeProof
+from finetune.report_contents import Report
+from finetune.report_figures import memory
+from finetune.run_directory import STAGES, RunDirectory
+
+
+def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Reporter) -> Manifest:
+    """Build the folder that is published, and print its files.
+
+    Raises:
+        DataError: the run is not finished, its licences do not go together, or something in it must not be published.
+        ProofFailed: adapter or merged model are not what was proven.
+    """
+    check_finished(run)
+    check_proofs(run, settings.parts)
+    _refuse_used(out)
+    report, lock = _load_report(run), _load_lock(run)
+    decision = _decide(report, lock, settings)
+    reporter.say(f"licence: {decision.licence.id} ({decision.reason})")
+    base = _find_base(report, lock, settings, reporter)
+    finished = Finished(run, published_report(report, lock), lock, base, decision, settings)
+    private = describe_private((run.folder, settings.cache, base.folder, out.parent))
+    with staged_folder(out) as staging:
+        manifest = fill_folder(staging, finished, private, reporter)
+        write_model(staging / MANIFEST_FILE, manifest)
+    reporter.show(files_table(manifest))
+    return manifest
+
+
+def check_finished(run: RunDirectory) -> None:
+    """Check that all five stages are done, and that what they wrote is still there as it was.
+
+    Raises:
+        DataError: names the stage.
+    """
+    for name in STAGES:
+        marker = run.marker(name)
+        again = f"finish it: finetune run {run.recipe} --out {run.folder}" if run.recipe.exists() else ""
+        if marker is None:
+            raise DataError(f"the stage {name!r} of this run is not finished", where=str(run.folder), hint=again)
+        if why := run.why_stale(name, marker.inputs):
+            raise DataError(f"the stage {name!r} is not as it was finished: {why}", where=str(run.folder), hint=again)
+
+
+def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
+    """Check that what is published is what was proven: the adapter that was trained, the merge that was measured.
+
+    Raises:
+        ProofFailed: a proof is missing, damaged, or of something else.
+    """
+    where = str(run.merged / MERGE_FILE)
+    try:
+        proof = MergeProof.model_validate_json((run.merged / MERGE_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise ProofFailed("there is no proof of the merge", where=where, hint="run `finetune merge` again") from error
+    except ValidationError as error:
+        raise ProofFailed(
+            "the proof of the merge is damaged", where=where, hint="run `finetune merge` again"
+        ) from error
+    if hash_without_proof(run.merged) != proof.merged_sha256:
+        raise ProofFailed("the merged model is not the one that was proven", where=str(run.merged))
+    if not proof.doors:
+        what = "the merge was not tried at the doors that people use: plain transformers on adapter and merged model"
+        raise ProofFailed(what, where=where, hint="run `finetune merge` again")
+    trained = _load_report(run).training.adapter_sha256
+    if "adapter" in parts and sha256_of_file(run.adapter / ADAPTER_FILE) != trained:
+        raise ProofFailed("the adapter is not the one that was trained", where=str(run.adapter))
+
+
+def local_base(run: RunDirectory) -> Path | None:
+    """Return the folder of a base that nobody else can fetch; none where the base has a public name."""
+    path = Path(_load_lock(run).base)
+    return path if path.is_dir() else None
+
+
+def files_table(manifest: Manifest) -> Table:
+    """Lay out what is in a published folder: files, sizes, hashes."""
+    table = Table("file", "size", box=None, padding=(0, 2, 0, 0), title=manifest.name, title_justify="left")
+    table.add_column("sha256", overflow="fold")
+    for file in manifest.files:
+        table.add_row(file.path, _size(file.bytes), file.sha256)
+    table.add_row("", _size(sum(file.bytes for file in manifest.files)), f"{len(manifest.files)} files")
+    return table
+
+
+def _decide(report: Report, lock: Lock, settings: PublishSettings) -> Decision:
+    model, _ = base_name(lock)
+    sources = tuple(dict.fromkeys(shown_source(source.source) for source in report.recipe.data.sources))
+    stated = tuple((shown_source(source) if source else "", licence) for source, licence in settings.data_licenses)
+    inputs = (base_input(model, settings.base_license), *data_inputs(sources, stated))
+    return work_out(inputs, settings.license, settings.name)
+
+
+def _find_base(report: Report, lock: Lock, settings: PublishSettings, reporter: Reporter) -> ResolvedBase:
+    _, commit = base_name(lock)
+    asked = report.recipe.base.model_copy(update={"revision": commit or report.recipe.base.revision})
+    base = resolve_base(asked, settings.cache, reporter.say)
+    if base.sha256 != lock.base_sha256:
+        raise DataError("the base is no longer the one that was trained from", where=asked.model)
+    return base
+
+
+def _load_report(run: RunDirectory) -> Report:
+    try:
+        return Report.model_validate_json((run.folder / "report.json").read_bytes())
+    except ValidationError as error:
+        what = "report.json was written by another version of this program, or is damaged"
+        raise DataError(what, where=str(run.folder), hint="write it again: finetune report") from error
+
+
+def _load_lock(run: RunDirectory) -> Lock:
+    try:
+        return Lock.model_validate_json(run.lock_file.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise DataError("recipe.lock.json is missing or damaged", where=str(run.folder), hint="run it again") from error
+
+
+def _refuse_used(out: Path) -> None:
+    """Check that nothing but an earlier publication would be replaced."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_FILE).exists())):
+        raise DataError("there is something else there already", where=str(out), hint="name another folder: --out")
+
+
+def _size(size: int) -> str:
+    return f"{size:,} B" if size < 2**20 else memory(size)

@@ -1,0 +1,136 @@
+"""`finetune serve`: starts somebody else's OpenAI-compatible server with the model, and ends it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import typer
+
+from finetune.console import Reporter
+from finetune.errors import MachineError
+from finetune.peft_config import PeftConfig, load_peft_config
+from finetune.server_process import Ended, require_free, running, wait_until_ready
+from finetune.serving_choice import HEALTH, Facts, Launch, Server, choose_server, command_line
+from finetune.serving_model import Asked, ServedModel, find_served, lay_out
+
+NEEDED_BY_TRANSFORMERS = ("fastapi", "uvicorn", "openai")
+"""What transformers 5.23 looks for before it serves (transformers/utils/import_utils.py, is_serve_available)."""
+NEEDED_BY_LLAMA_CPP = ("llama_cpp", "starlette_context", "sse_starlette", "pydantic_settings")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """The address to ask it at from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def serve_model(asked: Asked, forced: Server | None, place: Place, cache: Path, *, dry_run: bool = False) -> None:
+    """Serve a model until somebody ends it.
+
+    Raises:
+        DataError: there is no such model, or it cannot be served as it was trained.
+        MachineError: no server can be started here, or it failed; with its last lines.
+    """
+    reporter = Reporter()
+    model = find_served(asked, cache, reporter)
+    choice = choose_server(facts_of(model), forced)
+    for reason in choice.reasons:
+        reporter.say(f"  {reason}")
+    served = lay_out(model, cache)
+    command = command_line(choice.server, _launch(choice.server, model, served.snapshot, place))
+    environment = {
+        "HF_HUB_CACHE": str(served.hub),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if dry_run:
+        settings = shlex.join(f"{name}={value}" for name, value in environment.items())
+        typer.echo(f"cd {shlex.quote(str(served.hub))} && env {settings} {shlex.join(command)}")
+        return
+    require_free(place.host, place.port)
+    try:
+        # Not where the user stands: a folder there with the model's name would be taken for the model.
+        with running(command, environment, served.hub) as server:
+            with reporter.bar(f"start {choice.server}", 1) as advance:
+                wait_until_ready(server, place.address + HEALTH[choice.server])
+                advance(1)
+            _introduce(model, choice.server, place, reporter)
+            server.shown = True
+            status = server.child.wait()
+            raise server.failure(f"the server ended by itself with status {status}")
+    except Ended:
+        reporter.say("the server has ended")
+
+
+def facts_of(model: ServedModel) -> Facts:
+    """Look at this machine and the model."""
+    return Facts(
+        gpu=torch.cuda.is_available(),
+        vllm=find_spec("vllm") is not None,
+        missing=tuple(name for name in NEEDED_BY_TRANSFORMERS if find_spec(name) is None),
+        llama_cpp=all(find_spec(name) is not None for name in NEEDED_BY_LLAMA_CPP),
+        gguf=model.gguf is not None,
+        adapters=len(model.adapters),
+    )
+
+
+def check_vllm_takes(config: PeftConfig, where: str) -> None:
+    """Check that vLLM's loader of adapters takes one, before a large model is loaded for it.
+
+    What it refuses: https://github.com/vllm-project/vllm/blob/main/vllm/lora/peft_helper.py
+
+    Raises:
+        MachineError: it does not, and why.
+    """
+    reasons = {
+        "DoRA": config.use_dora,
+        "whole layers beside it (modules_to_save)": bool(config.modules_to_save),
+        "single token rows (trainable_token_indices)": bool(config.trainable_token_indices),
+        "a start that changes the base (PiSSA, OLoRA)": config.residual is not None,
+        "ranks that differ by layer (rank_pattern)": bool(config.rank_pattern or config.alpha_pattern),
+    }
+    for what, there in reasons.items():
+        if there:
+            hint = "merge it (finetune adapter merge), and serve the result"
+            raise MachineError(f"vLLM takes no adapter with {what}", where=where, hint=hint)
+
+
+def _launch(server: Server, model: ServedModel, snapshot: Path, place: Place) -> Launch:
+    configs = [load_peft_config(folder, str(folder)) for _, folder in model.adapters]
+    for (_, folder), config in zip(model.adapters, configs, strict=True):
+        check_vllm_takes(config, str(folder))
+    return Launch(
+        name=model.name,
+        model=str(model.gguf.resolve() if server == "llama.cpp" and model.gguf else snapshot),
+        host=place.host,
+        port=place.port,
+        adapters=tuple((name, str(folder.resolve())) for name, folder in model.adapters),
+        rank=max((config.r for config in configs), default=0),
+    )
+
+
+def _introduce(model: ServedModel, server: Server, place: Place, reporter: Reporter) -> None:
+    names = ", ".join([model.name, *(name for name, _ in model.adapters)])
+    body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello"}}], "temperature": 0}}'
+    reporter.say(f"{server} serves {names} at {place.address}/v1, until Ctrl-C")
+    reporter.say(f"  curl {place.address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    reporter.say(f'  openai.OpenAI(base_url="{place.address}/v1", api_key="-")')
+    if place.host not in LOOPBACK:
+        reporter.say(
+            f"  {place.host}: whoever reaches this machine can ask it, without a password or encryption; "
+            "put a proxy with both in front, or use --host 127.0.0.1"
+        )

@@ -1,0 +1,105 @@
+"""The recipe beside a published model, with this machine's files in the places of those that were not published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from evaluation.files import sha256_of_file
+from evaluation.task_file import list_bundled_tasks
+from finetune.errors import DataError, nearest
+from finetune.publish_manifest import Manifest
+from finetune.pypi import PYPI_PREFIX
+from finetune.recipe_data import HeldOutSource, Source
+from finetune.recipe_file import LoadedRecipe, load_recipe
+from finetune.rows import HUB_PREFIX
+from finetune.run_directory import HELD_OUT_TASK
+
+RECIPE_FILE = "recipe.yaml"
+_Source = TypeVar("_Source", bound=Source)
+
+
+def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, data: Sequence[str]) -> LoadedRecipe:
+    """Load recipe.yaml of a published folder so that it can be prepared here; writes it anew with the files of `data`.
+
+    Raises:
+        RecipeError: this version of the toolkit does not accept it.
+        DataError: there is none, or a file that it needs was not given or is another.
+    """
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        what = f"no {RECIPE_FILE} in it, so nothing says which rows its figures are about"
+        raise DataError(what, where=manifest.name, hint="ask who published it; `finetune pull` checks the rest")
+    loaded = load_recipe(str(file))
+    recipe, given = loaded.recipe, _parse_pairs(data)
+    unknown = sorted(given.keys() - {source.source for source in recipe.data.sources})
+    if unknown:
+        names = [source.source for source in recipe.data.sources]
+        raise DataError("its recipe names no such source", where=unknown[0], hint=nearest(unknown[0], names))
+    if base is None and not _is_published(recipe.base.model):
+        what = f"the base {recipe.base.model} was not published and is not in the cache"
+        raise DataError(what, where=manifest.name, hint="--base names its folder")
+    held_out = recipe.data.held_out
+    changed = recipe.model_copy(
+        update={
+            "base": recipe.base if base is None else _local_base(loaded, base),
+            "data": recipe.data.model_copy(
+                update={
+                    "train": tuple(_here(source, given) for source in recipe.data.train),
+                    "held_out": _here(held_out, given) if isinstance(held_out, HeldOutSource) else held_out,
+                }
+            ),
+            "evaluation": recipe.evaluation.model_copy(update={"tasks": _known_tasks(recipe.evaluation.tasks)}),
+        }
+    )
+    written = folder.with_name(f"verify-{RECIPE_FILE}")
+    document = changed.model_dump(mode="json", exclude_none=True)
+    written.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return load_recipe(str(written))
+
+
+def _is_published(model: str) -> bool:
+    return model.startswith(PYPI_PREFIX) or ("/" in model and not Path(model).exists())
+
+
+def _local_base(loaded: LoadedRecipe, base: Path) -> object:
+    """Name the folder of the base; its files are those that were published, template and all."""
+    fields = {"model": str(base.resolve()), "revision": None, "sha256": None, "chat_template": None}
+    return loaded.recipe.base.model_copy(update=fields)
+
+
+def _parse_pairs(pairs: Sequence[str]) -> dict[str, Path]:
+    found = {}
+    for pair in pairs:
+        source, equals, file = pair.partition("=")
+        if not equals or not source or not file:
+            raise DataError("not SOURCE=FILE", where=f"--data {pair}", hint="such as --data rows.csv=my/rows.csv")
+        found[source] = Path(file)
+    return found
+
+
+def _here(source: _Source, given: Mapping[str, Path]) -> _Source:
+    """Put a file of this machine in the place of one that was not published, if it is the same."""
+    if source.source in given:
+        file = given[source.source]
+        if not file.is_file():
+            raise DataError("there is no such file", where=str(file))
+        found = sha256_of_file(file)
+        if source.sha256 is None:
+            what = "its recipe has no sha256 of this source, so no file can be known to be it"
+            raise DataError(what, where=source.source)
+        if found != source.sha256:
+            raise DataError(f"its sha256 is {found}; {source.source} had {source.sha256}", where=str(file))
+        return source.model_copy(update={"source": str(file.resolve())})
+    if source.source.startswith((HUB_PREFIX, PYPI_PREFIX)):
+        return source
+    what = f"its rows were not published (sha256 {source.sha256 or 'not stated'})"
+    raise DataError(what, where=source.source, hint=f"give the file: --data {source.source}=FILE")
+
+
+def _known_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the held-out rows and bundled tasks; other task files were not published."""
+    return tuple(task for task in tasks if task == HELD_OUT_TASK or task in list_bundled_tasks()) or (HELD_OUT_TASK,)
