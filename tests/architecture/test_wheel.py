@@ -53,7 +53,7 @@ def test_every_module_is_shipped(wheel: set[str]) -> None:
 
 @pytest.mark.parametrize(("folder", "inside"), SHIPPED_FROM.items())
 def test_every_data_file_is_shipped(wheel: set[str], folder: str, inside: str) -> None:
-    names = {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".yaml", ".jsonl", ".jinja"}}
+    names = {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".yaml", ".jsonl", ".jinja", ".txt"}}
     assert len(names) > 2
     assert {f"{inside}/{name}" for name in names} <= wheel
 
@@ -66,7 +66,7 @@ def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
 def test_nothing_else_is_shipped(wheel: set[str]) -> None:
     own = {name for name in wheel if not name.partition("/")[0].endswith(".dist-info")}
     assert {name.partition("/")[0] for name in own} == set(PACKAGES)
-    assert {Path(name).suffix for name in own} <= {".py", ".yaml", ".jsonl", ".jinja", ".css", ".typed"}
+    assert {Path(name).suffix for name in own} <= {".py", ".yaml", ".jsonl", ".jinja", ".css", ".txt", ".typed"}
 
 
 def test_both_commands_are_declared(wheel: set[str]) -> None:
