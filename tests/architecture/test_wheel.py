@@ -53,13 +53,15 @@ def test_every_module_is_shipped(wheel: set[str]) -> None:
 
 @pytest.mark.parametrize(("folder", "inside"), SHIPPED_FROM.items())
 def test_every_data_file_is_shipped(wheel: set[str], folder: str, inside: str) -> None:
-    names = {path.name for path in (ROOT / folder).iterdir() if path.suffix in {".py", ".yaml", ".jsonl", ".jinja", ".txt"}}
+    kinds = {".py", ".yaml", ".jsonl", ".jinja"}
+    names = {path.name for path in (ROOT / folder).iterdir() if path.suffix in kinds}
     assert len(names) > 2
     assert {f"{inside}/{name}" for name in names} <= wheel
 
 
 def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
-    assert {"finetune/report.html.jinja", "finetune/report.css"} <= wheel
+    assert {"finetune/report.html.jinja", "finetune/report.css", "finetune/model_card.md.jinja"} <= wheel
+    assert "finetune/apache-2.0.txt" in wheel
     assert {"finetune/py.typed", "evaluation/py.typed"} <= wheel
 
 

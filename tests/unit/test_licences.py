@@ -179,7 +179,7 @@ def test_attribution_goes_to_the_notice() -> None:
     assert notice_text(decide("cc0-1.0", "own")) == ""
 
 
-@pytest.mark.parametrize("licence", LICENCES.values(), ids=str)
+@pytest.mark.parametrize("licence", LICENCES.values(), ids=lambda licence: licence.id)
 def test_every_rule_names_its_public_source(licence: Licence) -> None:
     assert licence.source.startswith("https://") or licence.id == "own"
     assert at_least_as_strict(licence, licence)
