@@ -131,7 +131,7 @@ def test_every_figure_repeats(published: Published, folder: Path) -> None:
     scores = load_manifest(folder).scores
     assert {score.contender for score in scores} == {"base", "adapter", "merged", "majority", "tfidf"}
     merged = sum(score.contender == "merged" for score in scores)
-    verdicts = re.findall(r"(repeats|not scored here|within the interval) *$", outcome.stderr, re.MULTILINE)
+    verdicts = re.findall(r"  (repeats|not scored here|within the interval) *$", outcome.stderr, re.MULTILINE)
     assert Counter(verdicts) == {"repeats": len(scores) - merged, "not scored here": merged}
     assert "the same versions as published" in outcome.stderr
 
