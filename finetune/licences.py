@@ -6,7 +6,7 @@ settled law. The result is never more permissive than anything that went in. Thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune.errors import DataError, nearest
@@ -81,19 +81,34 @@ def base_input(model: str, stated: str | None) -> Input:
     return Input("base", model, LICENCES[known.licence], known.page)
 
 
-def data_inputs(sources: Sequence[str], stated: Sequence[tuple[str, str]]) -> tuple[Input, ...]:
+def data_inputs(
+    sources: Sequence[str], stated: Sequence[tuple[str, str]], shown: Callable[[str], str] = str
+) -> tuple[Input, ...]:
     """Find the licence of every source of rows; a statement is (source, licence), with "" for all sources.
 
+    `shown` names a source for others. A statement may use that name where no two sources share it.
+
     Raises:
-        DataError: a source without a licence, or a statement about none of them.
+        DataError: a source without a licence, two statements about one, or a statement about none or several of them.
     """
-    for_all = next((licence for source, licence in stated if not source), None)
-    named = {source: licence for source, licence in stated if source}
-    stray = [source for source in named if source not in sources]
-    if stray:
-        hint = f"the sources: {', '.join(sources)}"
-        raise DataError(f"{stray[0]!r} is no source of this run", where="--data-license", hint=hint)
-    return tuple(_data_input(source, named.get(source), for_all) for source in sources)
+    licences: dict[str, str] = {}
+    for name, licence in stated:
+        source = _meant_source(name, sources, shown) if name else ""
+        if source in licences:
+            what = f"two licences are stated for {name or 'all sources'}: {licences[source]} and {licence}"
+            raise DataError(what, where="--data-license", hint="state one for each source: --data-license SOURCE=ID")
+        licences[source] = licence
+    for_all = licences.get("")
+    return tuple(_data_input(source, shown(source), licences.get(source), for_all) for source in sources)
+
+
+def _meant_source(name: str, sources: Sequence[str], shown: Callable[[str], str]) -> str:
+    meant = [name] if name in sources else [source for source in sources if shown(source) == name]
+    if len(meant) == 1:
+        return meant[0]
+    hint = f"the sources: {', '.join(sources)}"
+    what = f"{name!r} is the name of several sources of this run" if meant else f"{name!r} is no source of this run"
+    raise DataError(what, where="--data-license", hint=hint)
 
 
 def work_out(inputs: Sequence[Input], choice: str | None, name: str) -> Decision:
@@ -152,15 +167,15 @@ def _find(name: str, known: Sequence[KnownSource]) -> KnownSource | None:
     return next((one for one in known if one.pattern.fullmatch(name)), None)
 
 
-def _data_input(source: str, named: str | None, for_all: str | None) -> Input:
+def _data_input(source: str, shown: str, named: str | None, for_all: str | None) -> Input:
     known = _find(source, KNOWN_DATA)
     if named is not None:
         stated = find_licence(named, "--data-license")
         if known and not at_least_as_strict(stated, LICENCES[known.licence]):
             raise DataError(f"{source} is under {known.licence}", where="--data-license", hint=known.page)
-        return Input("data", source, stated)
+        return Input("data", shown, stated)
     if known is not None:
-        return Input("data", source, LICENCES[known.licence], known.page)
+        return Input("data", shown, LICENCES[known.licence], known.page)
     if for_all is None:
         raise DataError(
             "the licence of these rows is not known",
@@ -168,7 +183,7 @@ def _data_input(source: str, named: str | None, for_all: str | None) -> Input:
             hint=f"state it: --data-license {source}=ID, or one for all sources: --data-license cc-by-4.0; `own` "
             "where the rows are yours",
         )
-    return Input("data", source, find_licence(for_all, "--data-license"))
+    return Input("data", shown, find_licence(for_all, "--data-license"))
 
 
 def _refuse_no_derivatives(inputs: Sequence[Input]) -> None:

@@ -35,7 +35,7 @@ def notice_text(decision: Decision) -> str:
     lines += [f"Use is bound by the acceptable use policy at {policy}" for policy in decision.policies]
     lines += [
         f"Made from {one.name}, under {one.licence.id} ({one.licence.source}); changed by fine-tuning."
-        for one in decision.attributions
+        for one in dict.fromkeys(decision.attributions)
     ]
     return "\n\n".join(lines) + "\n" if lines else ""
 

@@ -107,9 +107,11 @@ def files_table(manifest: Manifest) -> Table:
 
 def _decide(report: Report, lock: Lock, settings: PublishSettings) -> Decision:
     model, _ = base_name(lock)
-    sources = tuple(dict.fromkeys(shown_source(source.source) for source in report.recipe.data.sources))
-    stated = tuple((shown_source(source) if source else "", licence) for source, licence in settings.data_licenses)
-    inputs = (base_input(model, settings.base_license), *data_inputs(sources, stated))
+    sources = tuple(dict.fromkeys(source.source for source in report.recipe.data.sources))
+    inputs = (
+        base_input(model, settings.base_license),
+        *data_inputs(sources, settings.data_licenses, shown_source),
+    )
     return work_out(inputs, settings.license, settings.name)
 
 

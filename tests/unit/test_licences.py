@@ -240,6 +240,37 @@ def test_what_is_not_known_is_stated() -> None:
         data_inputs(["a.csv"], [("b.csv", "mit")])
 
 
+def last_part(source: str) -> str:
+    return source.rpartition("/")[2]
+
+
+def test_each_source_keeps_the_licence_that_was_stated_for_it() -> None:
+    """Two files of one name: the statement about one says nothing about the other."""
+    sources = ("/d/a/rows.csv", "/d/b/rows.csv")
+    stated = [("/d/b/rows.csv", "cc-by-nc-4.0"), ("/d/a/rows.csv", "own")]
+    for order in (stated, stated[::-1]):
+        one, other = data_inputs(sources, order, last_part)
+        assert (one.licence.id, other.licence.id) == ("own", "cc-by-nc-4.0")
+        assert one.name == other.name == "rows.csv"
+        assert work_out((*inputs("apache-2.0"), one, other), None, NAME).licence.id == "cc-by-nc-4.0"
+    with pytest.raises(DataError, match="name of several sources"):
+        data_inputs(sources, [("rows.csv", "own")], last_part)
+    assert data_inputs(sources[:1], [("rows.csv", "mit")], last_part)[0].licence.id == "mit"
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        [("", "own"), ("", "cc-by-nc-4.0")],
+        [("a/rows.csv", "cc-by-nc-4.0"), ("a/rows.csv", "own")],
+        [("rows.csv", "cc-by-nc-4.0"), ("a/rows.csv", "own")],
+    ],
+)
+def test_two_statements_about_one_source_are_refused(stated: list[tuple[str, str]]) -> None:
+    with pytest.raises(DataError, match="two licences are stated"):
+        data_inputs(["a/rows.csv"], stated, last_part)
+
+
 def test_a_known_source_is_not_talked_down() -> None:
     name = "pypi:simple-icd-10-cm==1.5.0/codes.xml"
     with pytest.raises(DataError, match="is under mit"):
