@@ -20,6 +20,8 @@ from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
 from finetune.server_door import ask_server
 
+pytestmark = pytest.mark.slow  # a whole run is made first
+
 LIMIT = 40
 CONVERSATIONS = [
     *(asked(question) for question in ANSWERS),

@@ -182,6 +182,8 @@ asked = re.search(r'"content": "(.*?)"', code)[1]
 load, ask = code.split("messages = ", 1)
 exec(load)
 import json
+
+pytestmark = pytest.mark.slow  # a whole run is made first
 for answer in json.load(open(sys.argv[1] + "/publish.json", encoding="utf-8"))["answers"]:
     exec(("messages = " + ask).replace(asked, answer["messages"][0]["content"]))
     print("\\0")
