@@ -75,6 +75,8 @@ class Extras:
     """Write a Modelfile for Ollama."""
     llama_cpp: bool | None = None
     """Ask llama.cpp as well; where it is installed, if nothing is said."""
+    name: str | None = None
+    """What the file calls the model; as its folder is called, if nothing is said."""
 
 
 def export_model(model: Path, out: Path, kind: Kind, extras: Extras | None = None) -> None:
@@ -97,7 +99,7 @@ def export_model(model: Path, out: Path, kind: Kind, extras: Extras | None = Non
     modelfile = _modelfile(folder, out) if wanted.modelfile else None
     with staged_file(out) as staging:
         with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
-            export_gguf(folder, staging, kind, _name(model), advance)
+            export_gguf(folder, staging, kind, wanted.name or _name(model), advance)
         with reporter.bar("read back and compare", 1) as advance:
             proof = prove_export(folder, staging, kind, asks_llama_cpp)
             advance(1)

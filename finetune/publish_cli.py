@@ -27,6 +27,9 @@ DataLicences = Annotated[
 LicenceText = Annotated[
     Path | None, typer.Option("--license-file", help="Text of the base's licence, where it has to go along.")
 ]
+PublicLabels = Annotated[
+    bool, typer.Option("--public-labels", help="All labels are names of classes, the rare and the long ones too.")
+]
 About = Annotated[
     Literal["legal", "medical", "general"] | None,
     typer.Option("--domain", help="What it is about; told by the recipe."),
@@ -48,6 +51,7 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
     base_license: BaseLicence = None,
     data_license: DataLicences = None,
     license_file: LicenceText = None,
+    public_labels: PublicLabels = False,
     domain: About = None,
     language: Languages = None,
     tag: Tags = None,
@@ -80,6 +84,7 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
         base_license=base_license,
         data_licenses=parse_data_licences(tuple(data_license or ())),
         license_file=license_file,
+        public_labels=public_labels,
         domain=domain,
         languages=tuple(language or ()),
         tags=tuple(tag or ()),

@@ -8,11 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from evaluation.conversation import Message
-from evaluation.files import sha256_of_folder
+from evaluation.files import sha256_of_folder, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import Quantization
 from evaluation.rendering import Renderer
-from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase
 from finetune.console import Reporter
 from finetune.licences import Decision
@@ -20,11 +19,18 @@ from finetune.pipeline import Lock
 from finetune.publish_answers import ANSWERS, QUESTIONS, answer_questions, load_for_answers
 from finetune.publish_card import CardInputs, write_card
 from finetune.publish_licence import write_licence_files
-from finetune.publish_manifest import MERGED_FOLDER, Manifest, PublishedAnswer, PublishedBase, describe_files
+from finetune.publish_manifest import (
+    MANIFEST_FILE,
+    MERGED_FOLDER,
+    Manifest,
+    PublishedAnswer,
+    PublishedBase,
+    describe_files,
+)
 from finetune.publish_parts import write_adapter_part, write_merged_part
 from finetune.publish_private import Private
 from finetune.publish_records import base_name, published_scores, write_records
-from finetune.publish_rows import RowTexts, collect_rows
+from finetune.publish_rows import RowTexts, collect_rows, public_labels
 from finetune.publish_scan import refuse_findings, scan_folder, scan_text
 from finetune.publish_settings import PublishSettings
 from finetune.report_contents import Report
@@ -47,7 +53,7 @@ class Finished:
 
 
 def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Reporter) -> Manifest:
-    """Write everything but publish.json into a folder, look through it, and return what publish.json says.
+    """Write everything into a folder, publish.json last, look through it, and return what publish.json says.
 
     Raises:
         DataError: there is something in it that must not be published.
@@ -68,8 +74,10 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     write_card(
         folder, CardInputs(manifest, finished.report, finished.decision, settings, rendered, gguf), model.renderer
     )
+    manifest = manifest.model_copy(update={"files": describe_files(folder)})
+    write_model(folder / MANIFEST_FILE, manifest)
     _scan(folder, private, rows, reporter)
-    return manifest.model_copy(update={"files": describe_files(folder)})
+    return manifest
 
 
 def _write_parts(run: RunDirectory, folder: Path, settings: PublishSettings, base: PublishedBase) -> tuple[str, ...]:
@@ -80,13 +88,13 @@ def _write_parts(run: RunDirectory, folder: Path, settings: PublishSettings, bas
         write_merged_part(run, folder / MERGED_FOLDER if "adapter" in settings.parts else folder)
     if not settings.gguf:
         return ()
-    from finetune.exporting import export_model
+    from finetune.exporting import Extras, export_model
 
     name = settings.name.rpartition("/")[2]
     (folder / GGUF_FOLDER).mkdir()
     paths = tuple(f"{GGUF_FOLDER}/{name}-{kind}.gguf" for kind in settings.gguf)
     for path, kind in zip(paths, settings.gguf, strict=True):
-        export_model(run.folder, folder / path, kind)
+        export_model(run.folder, folder / path, kind, Extras(name=name))
     return paths
 
 
@@ -132,8 +140,7 @@ def _rendered(renderer: Renderer, answers: tuple[PublishedAnswer, ...]) -> str:
 
 def _shared_texts(finished: Finished, renderer: Renderer) -> Iterator[str]:
     """Texts that stand in rows and may be shown: classes, the recipe's own words, what templates put around rows."""
-    yield from finished.report.audit.labels or {}
-    yield from load_task(str(finished.run.data / "held_out.task.yaml")).task.options or ()
+    yield from public_labels(finished.report.audit, finished.settings.public_labels)
     yield finished.report.recipe.model_dump_json(indent=1)
     yield str(renderer.tokenizer.chat_template or "")
 

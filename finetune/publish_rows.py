@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from evaluation.files import read_jsonl_lines
 from evaluation.rendering import IGNORE, Renderer
 from evaluation.task import Sample
+from finetune.errors import DataError
 from finetune.example_files import example_at, load_examples
+from finetune.records import Audit
 from finetune.run_directory import RunDirectory
 
 BLOCK = 32
@@ -21,6 +23,8 @@ STRIDE = 8
 """Parts begin at every eighth character: 39 characters in a row of any row are found."""
 MOST_ROWS = 0.01
 """What stands in a larger share of the rows is the question that all of them ask, or a class; no row's own text."""
+LABEL_ROWS, LONG_LABEL_ROWS = 2, 5
+"""Training rows from which an answer of a classification is a class, and one of BLOCK characters or more."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD = np.uint64(0xBF58476D1CE4E5B9)
@@ -35,6 +39,28 @@ class RowTexts:
     def find(self, text: str) -> Iterator[int]:
         """Yield the first character of every part of a row that stands in a text."""
         yield from np.flatnonzero(np.isin(_rolling(text), self.hashes)).tolist()
+
+
+def public_labels(audit: Audit, stated: bool) -> tuple[str, ...]:
+    """Return the labels of a classification, which are published; `stated` says that all of them may be.
+
+    A column of names or notes may have been taken for the classes: most of its values are long, or stand in one row.
+
+    Raises:
+        DataError: a label may be a row's own text; says how many, never which.
+    """
+    labels = audit.labels or {}
+    odd = [name for name, rows in labels.items() if rows < (LABEL_ROWS if len(name) < BLOCK else LONG_LABEL_ROWS)]
+    if stated or not (odd or (labels and audit.repeated)):
+        return tuple(labels)
+    what = (
+        f"{len(odd)} of {len(labels)} labels may be a row's own text: they stand in fewer than {LABEL_ROWS} training "
+        f"rows, or have {BLOCK} characters or more and stand in fewer than {LONG_LABEL_ROWS}"
+        if odd
+        else "rows were repeated to even out classes or sources, so how many rows have a label is not known"
+    )
+    hint = "look at the labels (report.md); where all of them are names of classes, say --public-labels"
+    raise DataError(what, where="labels", hint=hint)
 
 
 def collect_rows(run: RunDirectory, renderer: Renderer, shared: Iterable[str]) -> RowTexts:

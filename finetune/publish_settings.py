@@ -34,6 +34,8 @@ class PublishSettings:
     """(source, licence); "" is every source that has none of its own."""
     license_file: Path | None = None
     """Text of the base's licence, where that has to be passed on and does not lie beside the base."""
+    public_labels: bool = False
+    """The labels of a classification are names of classes, the rare and the long ones too."""
     domain: Domain | None = None
     """What the limits of use are about; found from the recipe if not given."""
     languages: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.table import Table
 
-from evaluation.files import sha256_of_file, staged_folder, write_model
+from evaluation.files import sha256_of_file, staged_folder
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError, ProofFailed
@@ -18,6 +18,7 @@ from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
 from finetune.publish_parts import MERGE_FILE, hash_without_proof
 from finetune.publish_private import describe_private
+from finetune.publish_rows import public_labels
 from finetune.publish_records import base_name, published_report, shown_source
 from finetune.publish_settings import PublishSettings
 from finetune.records import MergeProof
@@ -38,13 +39,13 @@ def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Rep
     _refuse_used(out)
     report, lock = _load_report(run), _load_lock(run)
     decision = _decide(report, lock, settings)
+    public_labels(report.audit, settings.public_labels)
     reporter.say(f"licence: {decision.licence.id} ({decision.reason})")
     base = _find_base(report, lock, settings, reporter)
     finished = Finished(run, published_report(report, lock), lock, base, decision, settings)
     private = describe_private((run.folder, settings.cache, base.folder, out.parent))
     with staged_folder(out) as staging:
         manifest = fill_folder(staging, finished, private, reporter)
-        write_model(staging / MANIFEST_FILE, manifest)
     reporter.show(files_table(manifest))
     return manifest
 
