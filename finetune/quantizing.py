@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluation.files import sha256_of_folder, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
@@ -21,10 +21,10 @@ from finetune.door_conversations import door_conversations
 from finetune.doors import ANSWER, as_the_base_speaks, compare_doors, tokenizer_door
 from finetune.errors import DataError, ProofFailed
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
-from finetune.merging_shards import copy_tokenizer
-from finetune.records import DoorProof
+from finetune.merging_shards import copy_tokenizer, stated_stops
+from finetune.records import DoorProof, MergeProof
 
-PROOF_FILE = "export.json"
+PROOF_FILE, MERGE_FILE = "export.json", "merge.json"
 CONVERSATIONS = 32
 """Conversations that become the same tokens; the predictions of the first of them are compared."""
 
@@ -64,6 +64,7 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
         raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
     if out.exists():
         raise DataError("there is something there already", where=str(out), hint="name another folder")
+    _refuse_its_own_grid(folder, kind)
     dtype, reporter = _dtype_of(folder), Reporter()
     with staged_folder(out) as staging, reporter.bar(f"quantize to {kind}, load again, compare", 3) as advance:
         whole = load_language_model(ModelSpec(folder, dtype=dtype))
@@ -98,6 +99,20 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
         f"KL {proof.mean_kl:.2g} nats, {proof.agreement:.1%} agreement on {proof.probe_tokens} tokens"
     )
     reporter.say(f"  score it with `evaluation.contenders: [base, adapter, merged, merged_{kind}]` in the recipe")
+
+
+def _refuse_its_own_grid(folder: Path, kind: Bits) -> None:
+    """Refuse to round a merge to the very grid that its base was dequantized from: the adapter would be gone."""
+    try:
+        onto = MergeProof.model_validate_json((folder / MERGE_FILE).read_bytes()).onto
+    except (FileNotFoundError, ValidationError):
+        return  # not a run's
+    if kind == "nf4" and onto == "dequantized":
+        raise DataError(
+            "it was folded into weights that were dequantized from NF4, and in NF4 again it is the base (docs/log.md)",
+            where=str(folder),
+            hint="merge with `merge.onto: full_precision` first, or use --quantize int8",
+        )
 
 
 def _check(proof: QuantizedProof, where: str) -> None:
@@ -145,6 +160,9 @@ def _dtype_of(folder: Path) -> str:
 def _write(model: LanguageModel, source: Path, folder: Path) -> None:
     causal_lm = model.causal_lm
     causal_lm.config._name_or_path = ""  # transformers writes it, and it is a local path
+    if causal_lm.generation_config is not None:
+        stops = {*stated_stops(source), *model.renderer.stop_ids()}
+        causal_lm.generation_config.eos_token_id = sorted(stops)
     causal_lm.save_pretrained(str(folder))
     copy_tokenizer(source, folder)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from report_inputs import merge_proof
 from tiny_model import CHATML, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune.quantizing
+from evaluation.files import write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec, Quantization
 from finetune.errors import DataError, ProofFailed
@@ -42,6 +46,13 @@ def test_plain_transformers_loads_what_was_quantized(model: Path, tmp_path: Path
         assert str(model).encode() not in path.read_bytes()
 
 
+def test_it_stops_where_the_template_ends_answers(model: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(model, tmp_path / "model"))
+    (other / "generation_config.json").write_text('{"eos_token_id": 0}')
+    export_quantized(other, tmp_path / "out", "nf4")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [0, 2]
+
+
 def test_what_was_damaged_on_the_way_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = finetune.quantizing._write
 
@@ -66,6 +77,23 @@ def test_another_template_on_the_way_is_refused(model: Path, tmp_path: Path, mon
     monkeypatch.setattr(finetune.quantizing, "_write", changed)
     with pytest.raises(ProofFailed, match="makes other tokens"):
         export_quantized(model, tmp_path / "out", "nf4")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("onto", "kind", "goes"),
+    [("dequantized", "nf4", False), ("dequantized", "int8", True), ("full_precision", "nf4", True)],
+)
+def test_a_merge_is_not_rounded_to_the_grid_that_it_came_from(
+    model: Path, tmp_path: Path, onto: str, kind: str, goes: bool
+) -> None:
+    shutil.copytree(model, tmp_path / "merged")
+    write_model(tmp_path / "merged" / "merge.json", merge_proof().model_copy(update={"onto": onto}))
+    if goes:
+        export_quantized(tmp_path / "merged", tmp_path / "out", kind)
+        return
+    with pytest.raises(DataError, match="in NF4 again it is the base"):
+        export_quantized(tmp_path / "merged", tmp_path / "out", kind)
     assert not (tmp_path / "out").exists()
 
 
