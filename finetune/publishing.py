@@ -18,8 +18,8 @@ from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
 from finetune.publish_parts import MERGE_FILE, hash_without_proof
 from finetune.publish_private import describe_private
-from finetune.publish_rows import public_labels
 from finetune.publish_records import base_name, published_report, shown_source
+from finetune.publish_rows import public_labels
 from finetune.publish_settings import PublishSettings
 from finetune.records import MergeProof
 from finetune.report_contents import Report

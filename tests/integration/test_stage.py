@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import Outcome, Workplace, finetune_command, left_over, write_classification
 
 from evaluation.files import sha256_of_file, sha256_of_folder
+from finetune import publish_folder
 from finetune.errors import ProofFailed
 from finetune.publish_manifest import Manifest, check_files, load_manifest
 from finetune.publish_parts import LOCAL_KEYS
@@ -343,6 +344,36 @@ def test_a_secret_in_a_template_stops_it_and_nothing_is_left(
     assert SECRET not in refused.stderr
     assert not (tmp_path / "out").exists()
     assert left_over(tmp_path) == []
+
+
+def test_publish_json_is_looked_through_as_well(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish_folder.published_scores
+    monkeypatch.setattr(
+        publish_folder,
+        "published_scores",
+        lambda report: (made(report)[0].model_copy(update={"metric": "/home/anna/metric"}),),
+    )
+    refused = publish(place, tmp_path / "out")
+    assert (refused.status, "publish.json, line" in refused.stderr) == (3, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_texts_of_rows_are_refused_with_their_number(copied: Workplace, tmp_path: Path) -> None:
+    report = json.loads((copied.folder / "run/report.json").read_bytes())
+    report["audit"]["labels"] |= {"Anna K.": 1}
+    (copied.folder / "run/report.json").write_text(json.dumps(report), encoding="utf-8")
+    marker = copied.folder / "run/stages/report.json"
+    sha256 = sha256_of_file(copied.folder / "run/report.json")
+    stage = json.loads(marker.read_bytes())
+    stage["outputs"]["report.json"] = sha256
+    marker.write_text(json.dumps(stage), encoding="utf-8")
+    refused = publish(copied, tmp_path / "out")
+    assert (refused.status, "1 of 4 labels" in refused.stderr) == (3, True)
+    outcome = publish(copied, tmp_path / "out", "--public-labels")
+    assert outcome.status == 0, outcome.stderr
+    assert "Anna K." in (tmp_path / "out/data.json").read_text(encoding="utf-8")
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(place: Workplace, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from report_inputs import digest, inputs, recipe
+from report_inputs import audit, digest, inputs, recipe
 
+from finetune.errors import DataError
 from finetune.pipeline import Lock
 from finetune.publish_records import base_name, published_recipe, published_report, published_scores, shown_source
+from finetune.publish_rows import BLOCK, LABEL_ROWS, LONG_LABEL_ROWS, public_labels
 from finetune.recipe import Evaluation, Recipe
 from finetune.recipe_data import HeldOutSource, TrainSource
 from finetune.report import build_report
@@ -85,3 +87,30 @@ def test_every_finite_figure_is_a_score() -> None:
     worse = row.model_copy(update={"metrics": row.metrics | {"perplexity": broken}})
     task = report.tasks[0].model_copy(update={"contenders": (worse, *others)})
     assert len(published_scores(report.model_copy(update={"tasks": (task,)}))) == len(scores) - 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "odd"),
+    [
+        ({"red": LABEL_ROWS, "x" * BLOCK: LONG_LABEL_ROWS}, 0),
+        ({"red": 40, "Anna Kowalska": LABEL_ROWS - 1}, 1),
+        ({"red": 40, "x" * BLOCK: LONG_LABEL_ROWS - 1, "y" * BLOCK: 1}, 2),
+        (None, 0),
+    ],
+)
+def test_a_label_that_may_be_a_row_is_not_published_unasked(labels: dict[str, int] | None, odd: int) -> None:
+    counted = audit().model_copy(update={"labels": labels})
+    assert public_labels(counted, stated=True) == tuple(labels or {})
+    if not odd:
+        assert public_labels(counted, stated=False) == tuple(labels or {})
+        return
+    with pytest.raises(DataError, match=f"{odd} of {len(labels or {})} labels") as refused:
+        public_labels(counted, stated=False)
+    assert "--public-labels" in str(refused.value)
+    assert not any(label in str(refused.value) for label in (labels or {}))
+
+
+def test_labels_of_repeated_rows_are_not_counted_as_of_several() -> None:
+    repeated = audit().model_copy(update={"labels": {"Anna": 40}, "repeated": 39})
+    with pytest.raises(DataError, match="rows were repeated"):
+        public_labels(repeated, stated=False)
