@@ -13,11 +13,12 @@ from typing import Literal
 
 from rich.console import Console
 
+from evaluation.tokenizer import load_tokenizer
 from finetune.adapter_commands import find_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.exporting_adapter import adapter_folder
-from finetune.merging_shards import check_fits, open_base
+from finetune.merging_shards import check_fits, open_base, stated_stops, trained_stops
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder, open_peft_folder
 from finetune.serving_choice import VLLM_RANKS
@@ -43,6 +44,7 @@ def print_launch_line(named: Path, server: Server, merged: bool, base: str | Non
         found = find_base(adapter, base, cache, Reporter())
         check_servable(adapter, server)
         check_fits(found, adapter)
+        check_stops(adapter, found.folder, server)
         words = adapter_words(adapter, found.folder, named.resolve().name, server)
     Console(soft_wrap=True, highlight=False).print(shlex.join(words), markup=False)
 
@@ -86,6 +88,24 @@ def check_servable(adapter: PeftFolder, server: Server) -> None:
     for reason, hint in _limits(adapter, server):
         what = f"{_NAMES[server]} cannot serve it: {reason}"
         raise DataError(what, where=str(adapter.folder), hint=hint.format(folder=adapter.folder))
+
+
+def check_stops(adapter: PeftFolder, base: Path, server: Server) -> None:
+    """Check that a server, which reads the base's settings and tokenizer, stops where training ended answers.
+
+    Raises:
+        DataError: it would write on, and what to do.
+    """
+    # vLLM's --override-generation-config does not reach the stops: SamplingParams.update_from_generation_config is
+    # given what ModelConfig.try_get_generation_config reads from the file, and only sampling is overridden.
+    own = adapter.folder if (adapter.folder / "tokenizer.json").exists() else base
+    missing = sorted({*trained_stops(own)} - {*stated_stops(base), load_tokenizer(base).eos_token_id})
+    if missing:
+        what = (
+            f"{_NAMES[server]} would not stop where its answers end: the settings of {base.name} do not name "
+            f"token {', '.join(map(str, missing))}"
+        )
+        raise DataError(what, where=str(adapter.folder), hint=_MERGE.format(folder=adapter.folder))
 
 
 def _limits(adapter: PeftFolder, server: Server) -> Iterator[tuple[str, str]]:

@@ -54,9 +54,14 @@ def fold(unfolded: LanguageModel) -> LanguageModel:
 
 
 def save_merged(merged: LanguageModel, folder: Path, dtype: str) -> None:
-    """Write weights of the given type, configuration, tokenizer and chat template."""
+    """Write weights of the given type, configuration, tokenizer and chat template.
+
+    The settings name the tokens that training ended answers with, so that plain transformers stops where scoring does.
+    """
     model = merged.causal_lm.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]  # transformers wraps it untyped
     model.config._name_or_path = ""  # transformers writes it, and it is a local path
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = list(merged.renderer.stop_ids())
     model.save_pretrained(str(folder))
     merged.renderer.tokenizer.save_pretrained(str(folder))
 

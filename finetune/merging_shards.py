@@ -17,12 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from evaluation.errors import UserError
 from evaluation.files import staged_folder
 from evaluation.model import DTYPES
+from evaluation.rendering import Renderer
+from evaluation.tokenizer import load_tokenizer
 from finetune.errors import DataError
 from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 
 INDEX_FILE = "model.safetensors.index.json"
+SETTINGS_FILE = "generation_config.json"
 SHARD_BYTES = 2 * 2**30
 """Largest file that is written: two of them are the memory that folding needs, and three times the largest weight."""
 _TOKENIZER = "tokenizer.json"
@@ -210,6 +214,38 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
+def stated_stops(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that end an answer of this model by its own settings, as plain transformers reads them."""
+    file = folder / (SETTINGS_FILE if (folder / SETTINGS_FILE).exists() else "config.json")
+    stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    return (stated,) if isinstance(stated, int) else tuple(stated or ())
+
+
+def trained_stops(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that end an answer by the tokenizer and template of a folder.
+
+    Empty where the template marks no end, so that there is none to name.
+    """
+    try:
+        return Renderer(load_tokenizer(folder)).stop_ids()
+    except UserError:
+        return ()
+
+
+def _add_stops(folder: Path) -> None:
+    """Have a written model's settings name the tokens that its template ends answers with, beside those they name."""
+    stated, trained = stated_stops(folder), trained_stops(folder)
+    if set(trained) <= set(stated):
+        return
+    file = folder / SETTINGS_FILE
+    found = file if file.exists() else folder / "config.json"
+    settings = json.loads(found.read_text(encoding="utf-8"))
+    if found != file:  # what transformers takes from there where there is no such file
+        settings = {name: settings[name] for name in ("bos_token_id", "pad_token_id") if name in settings}
+    settings["eos_token_id"] = sorted({*stated, *trained})
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _shape(base: BaseFiles, name: str) -> tuple[int, int]:
     with safe_open(base.folder / base.files[name], framework="pt") as file:
         shape = file.get_slice(name).get_shape()
@@ -284,9 +320,10 @@ def _add_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: int
     source = adapter.folder if (adapter.folder / _TOKENIZER).exists() else base.folder
     copy_tokenizer(source, folder)
     for origin in (base.folder, source):
-        if (origin / "generation_config.json").exists():
-            shutil.copyfile(origin / "generation_config.json", folder / "generation_config.json")
+        if (origin / SETTINGS_FILE).exists():
+            shutil.copyfile(origin / SETTINGS_FILE, folder / SETTINGS_FILE)
     if (folder / _TOKENIZER).exists():
+        _add_stops(folder)
         largest = _largest_token_id(folder / _TOKENIZER)
         if largest >= rows:
             raise DataError(

@@ -6,6 +6,7 @@ weights when one has an adapter).
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -234,6 +235,33 @@ def test_added_tokens_without_their_rows_are_refused(bases: dict[bool, Path], tm
     with pytest.raises(DataError, match=r"the tokenizer has tokens up to .* and the embedding 412 rows"):
         folded(bases[True], adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("with_settings", [True, False])
+def test_the_ends_of_answers_are_added_to_the_bases(
+    with_settings: bool, bases: dict[bool, Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(bases[True], tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text()) | {"eos_token_id": 0, "pad_token_id": 3}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "generation_config.json").unlink()
+    if with_settings:
+        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "temperature": 0.5}))
+    adapter = write_adapter(base, tmp_path / "adapter", {})
+    folded(base, adapter, tmp_path / "plain")
+    build_tokenizer().save_pretrained(adapter)
+    folded(base, adapter, tmp_path / "own")
+    for name in ("plain", "own"):  # the base's template ends turns with token 2, and so does the adapter's
+        found = json.loads((tmp_path / name / "generation_config.json").read_text())
+        if with_settings:
+            assert found == {"eos_token_id": [0, 1, 2], "temperature": 0.5}
+        else:
+            assert (found["eos_token_id"], found["pad_token_id"]) == ([0, 2], 3)
+    build_tokenizer("{% for message in messages %}{{ message.content }}{% endfor %}").save_pretrained(adapter)
+    folded(base, adapter, tmp_path / "endless")
+    if with_settings:
+        found = json.loads((tmp_path / "endless" / "generation_config.json").read_text())
+        assert found["eos_token_id"] == [0, 1]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

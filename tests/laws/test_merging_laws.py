@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_model import build_model, build_tokenizer
 from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import finetune.merging
 from evaluation.files import sha256_of_folder
@@ -174,6 +174,28 @@ def test_saved_merge_names_no_path(tied: Path, tmp_path: Path) -> None:
         assert str(tied).encode() not in path.read_bytes()
     saved = load_file(tmp_path / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+def write_base_that_stops_elsewhere(folder: Path) -> Path:
+    """Write a base with another end of text than the end of turn that its template brings."""
+    tokenizer = build_tokenizer()
+    model = build_model(len(tokenizer))
+    tokenizer.eos_token = "<|endoftext|>"
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_plain_transformers_stops_where_training_ended_answers(tmp_path: Path) -> None:
+    base = write_base_that_stops_elsewhere(tmp_path / "base")
+    adapter = write_moved_adapter(base, tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(base).save_pretrained(adapter)
+    save_merged(
+        fold(load_unfolded(Folding(spec(base, adapter, None), "full_precision"))), tmp_path / "merged", "float32"
+    )
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").generation_config.eos_token_id == [0, 2]
+    assert AutoModelForCausalLM.from_pretrained(base).generation_config.eos_token_id == 0
 
 
 # ------------------------------------------------------------------ the stage

@@ -12,6 +12,7 @@ import pytest
 from test_gguf_adapter import ALL, leave_out_base_layers, write_adapter
 from tiny_model import write_tiny_base
 from tiny_runs import finetune_command
+from transformers import AutoTokenizer
 
 from finetune.errors import DataError
 from finetune.serving import Place, build_launch
@@ -128,6 +129,21 @@ def test_a_folder_with_neither_is_refused(tmp_path: Path) -> None:
     done = finetune_command("launch-line", str(tmp_path))
     assert done.status == 3
     assert "no model in this folder" in done.stderr
+
+
+def test_an_adapter_on_a_base_that_stops_elsewhere_is_refused(base: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(base, tmp_path / "base"))
+    folder = write_adapter(other, tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.save_pretrained(folder)
+    (other / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert line(folder, other)  # the base's tokenizer names the end
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(other)
+    for server in ("vllm", "sglang"):
+        assert "would not stop where its answers end" in refusal(folder, other, server)
+    (other / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert line(folder, other)
 
 
 def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
