@@ -143,6 +143,21 @@ def hash_model_folder(folder: Path) -> str:
     return _hash_of(_file_hashes(folder))
 
 
+def hash_published_base(folder: Path) -> str:
+    """Hash what of a base decides, as 64 hex digits: its files without its chat template, which can be swapped.
+
+    A base whose template was replaced has the same hash as the base that others fetch.
+    """
+    files = []
+    for name, sha256 in _file_hashes(folder):
+        if name == "tokenizer_config.json":
+            config = _read_json(folder / name, name)
+            files.append((name, sha256_of_json({key: config[key] for key in config if key != "chat_template"})))
+        elif not name.startswith("chat_template."):
+            files.append((name, sha256))
+    return _hash_of(files)
+
+
 def _hash_of(files: Iterable[tuple[str, str]]) -> str:
     return sha256_of_json([[name, sha256] for name, sha256 in files])
 

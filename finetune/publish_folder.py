@@ -8,11 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from evaluation.conversation import Message
-from evaluation.files import sha256_of_folder, write_model
+from evaluation.files import write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import Quantization
 from evaluation.rendering import Renderer
-from finetune.bases import ResolvedBase
+from finetune.bases import ResolvedBase, hash_published_base
 from finetune.console import Reporter
 from finetune.licences import Decision
 from finetune.pipeline import Lock
@@ -60,7 +60,7 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     """
     settings, run = finished.settings, finished.run
     model_name, commit = base_name(finished.lock)
-    base = PublishedBase(model=model_name, revision=commit, sha256=sha256_of_folder(finished.base.folder))
+    base = PublishedBase(model=model_name, revision=commit, sha256=hash_published_base(finished.base.folder))
     gguf = _write_parts(run, folder, settings, base)
     write_records(folder, finished.report, finished.lock)
     write_licence_files(folder, finished.decision, finished.base.folder, settings.license_file)

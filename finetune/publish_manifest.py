@@ -39,7 +39,7 @@ class PublishedBase(_Record):
     revision: str | None
     """The commit of a hub model."""
     sha256: str
-    """Of its folder, as `evaluation.files.sha256_of_folder` has it."""
+    """Of its weights, config and tokenizer without the chat template: `finetune.bases.hash_published_base`."""
 
 
 class PublishedScore(_Record):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from evaluation.files import sha256_of_folder
-from finetune.bases import hash_model_folder
+from finetune.bases import hash_published_base
 from finetune.errors import DataError
 from finetune.publish_manifest import MANIFEST_FILE, PublishedBase, load_manifest
 from finetune.push_targets import SAFE_PATTERNS, FolderTarget, HubTarget, Target, UrlTarget, is_safe_name
+
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 def fetch_published(source: Target, revision: str | None, folder: Path) -> str | None:
@@ -40,23 +42,31 @@ def fetch_published(source: Target, revision: str | None, folder: Path) -> str |
 def find_base(base: PublishedBase, given: Path | None, cache: Path) -> Path | None:
     """Return the folder of the base where it was given or the cache has it; nothing is fetched.
 
+    Its chat template may be another one: the published folder has its own.
+
     Raises:
         DataError: what was given is another model.
     """
     if given is not None:
         if not (given / "config.json").is_file():
             raise DataError("no model in this folder", where=str(given), hint=f"name the folder of {base.model}")
-        if not _is_base(given, base):
-            found = hash_model_folder(given)
+        if (found := hash_published_base(given)) != base.sha256:
             what = f"it is not the published base: the sha256 of its files is {found}, published was {base.sha256}"
             raise DataError(what, where=str(given), hint=f"the base is {base.model}")
         return given
-    return next((folder for folder in _cached(base, cache) if _is_base(folder, base)), None)
+    return next((folder for folder in _cached(base, cache) if hash_published_base(folder) == base.sha256), None)
 
 
-def _is_base(folder: Path, base: PublishedBase) -> bool:
-    # The two hashes are one where a folder holds nothing beside the model.
-    return base.sha256 == hash_model_folder(folder) or base.sha256 == sha256_of_folder(folder)
+def template_of(folder: Path) -> str:
+    """Return the chat template of a folder with a tokenizer; "" where it has none."""
+    file = folder / TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        stated = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
+    except (FileNotFoundError, ValueError):
+        stated = None
+    return stated if isinstance(stated, str) else ""
 
 
 def _cached(base: PublishedBase, cache: Path) -> list[Path]:

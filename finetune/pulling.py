@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from finetune.publish_manifest import (
     load_manifest,
     merged_folder,
 )
-from finetune.published import fetch_published, find_base
+from finetune.published import fetch_published, find_base, template_of
 from finetune.push_targets import FolderTarget, HubTarget, Target, UrlTarget, parse_source
 
 
@@ -155,18 +154,7 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _check_template(folder: Path, manifest: Manifest) -> None:
-    found = hashlib.sha256(_template_of(folder).encode()).hexdigest()
+    found = hashlib.sha256(template_of(folder).encode()).hexdigest()
     if found != manifest.template_sha256:
         what = f"its chat template is another one: sha256 {found}, published was {manifest.template_sha256}"
         raise DataError(what, where=str(folder.name))
-
-
-def _template_of(folder: Path) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    try:
-        stated = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
-    except (FileNotFoundError, ValueError):
-        stated = None
-    return stated if isinstance(stated, str) else ""

@@ -18,7 +18,7 @@ from evaluation.model import ModelSpec, Quantization
 from evaluation.result_files import load_result
 from evaluation.runner import installed_versions
 from finetune.adapter import adapter_hash
-from finetune.bases import hash_model_folder, resolve_base
+from finetune.bases import hash_model_folder, hash_published_base, resolve_base
 from finetune.console import Reporter
 from finetune.contenders import QUANTIZED_MERGES
 from finetune.errors import DataError, ProofFailed
@@ -82,8 +82,7 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
         base = find_base(manifest.base, wanted.base, wanted.cache)
         loaded = load_published_recipe(folder, manifest, base, data)
         run = run_recipe(loaded, Path(place) / "run", wanted.cache, reporter, until="prepare")
-        base = base or _fetched_base(loaded.recipe.base, manifest, wanted.cache, reporter)
-        models = _contenders(folder, manifest, base)
+        models = _contenders(folder, manifest, _prepared_base(loaded.recipe.base, manifest, wanted.cache, reporter))
         score_contenders(_claimed_only(loaded.recipe, manifest), run, models, reporter)
         repeated = tuple(Repeated(score, _found(run, score)) for score in manifest.scores)
     _show(repeated, manifest, reporter)
@@ -92,15 +91,14 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
     return _judged(repeated, wanted.source)
 
 
-def _fetched_base(base: Base, manifest: Manifest, cache: Path, reporter: Reporter) -> Path:
-    """Return the base that preparing has fetched.
+def _prepared_base(base: Base, manifest: Manifest, cache: Path, reporter: Reporter) -> Path:
+    """Return the base that the data were prepared for, with the published chat template.
 
     Raises:
         DataError: it is not the published one.
     """
-    resolve_base(base, cache, reporter.say)
-    found = find_base(manifest.base, None, cache)
-    if found is None:
+    found = resolve_base(base, cache, reporter.say).folder
+    if hash_published_base(found) != manifest.base.sha256:
         what = f"what its recipe names as base is not {manifest.base.model} as it was published"
         raise DataError(what, where=RECIPE_FILE, hint="--base names the folder of the base")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,8 +12,10 @@ import yaml
 from evaluation.files import sha256_of_file
 from evaluation.task_file import list_bundled_tasks
 from finetune.errors import DataError, nearest
-from finetune.publish_manifest import Manifest
+from finetune.publish_manifest import ADAPTER_FOLDER, Manifest, merged_folder
+from finetune.published import TEMPLATE_FILE, template_of
 from finetune.pypi import PYPI_PREFIX
+from finetune.recipe import Base
 from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_file import LoadedRecipe, load_recipe
 from finetune.rows import HUB_PREFIX
@@ -45,7 +48,7 @@ def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, d
     held_out = recipe.data.held_out
     changed = recipe.model_copy(
         update={
-            "base": recipe.base if base is None else _local_base(loaded, base),
+            "base": _base_here(recipe.base, folder, manifest, base),
             "data": recipe.data.model_copy(
                 update={
                     "train": tuple(_here(source, given) for source in recipe.data.train),
@@ -65,10 +68,18 @@ def _is_published(model: str) -> bool:
     return model.startswith(PYPI_PREFIX) or ("/" in model and not Path(model).exists())
 
 
-def _local_base(loaded: LoadedRecipe, base: Path) -> object:
-    """Name the folder of the base; its files are those that were published, template and all."""
-    fields = {"model": str(base.resolve()), "revision": None, "sha256": None, "chat_template": None}
-    return loaded.recipe.base.model_copy(update=fields)
+def _base_here(stated: Base, folder: Path, manifest: Manifest, base: Path | None) -> Base:
+    """Name the folder of the base, where there is one, and the published chat template, where it is not the base's."""
+    if base is None:
+        here, has_own = stated, stated.chat_template is None
+    else:
+        fields = {"model": str(base.resolve()), "revision": None, "sha256": None, "chat_template": None}
+        here = stated.model_copy(update=fields)
+        has_own = hashlib.sha256(template_of(base).encode()).hexdigest() == manifest.template_sha256
+    file = folder / (ADAPTER_FOLDER if "adapter" in manifest.parts else merged_folder(manifest)) / TEMPLATE_FILE
+    if has_own or not file.is_file():  # a GGUF file alone has no such file beside it
+        return here if has_own else here.model_copy(update={"chat_template": stated.chat_template})
+    return here.model_copy(update={"chat_template": str(file)})
 
 
 def _parse_pairs(pairs: Sequence[str]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from tiny_model import CHATML, build_tokenizer, write_tiny_base
 from evaluation.conversation import Message
 from evaluation.files import write_model
 from evaluation.model import ModelSpec, load_base
-from finetune.bases import hash_model_folder
+from finetune.bases import hash_published_base
 from finetune.plain_answers import wrong_answers
 from finetune.publish_manifest import (
     MANIFEST_FILE,
@@ -90,7 +90,7 @@ def write_manifest(staged: Staged, name: str = "tiny", scores: tuple[PublishedSc
     manifest = Manifest(
         name=name,
         parts=("adapter",),
-        base=PublishedBase(model="tiny-base", revision=None, sha256=hash_model_folder(staged.base)),
+        base=PublishedBase(model="tiny-base", revision=None, sha256=hash_published_base(staged.base)),
         dtype="float32",
         quantization=None,
         template_sha256=hashlib.sha256(CHATML.encode()).hexdigest(),

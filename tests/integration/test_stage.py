@@ -17,8 +17,9 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from tiny_runs import Outcome, Workplace, finetune_command, left_over, write_classification
 
-from evaluation.files import sha256_of_file, sha256_of_folder
+from evaluation.files import sha256_of_file
 from finetune import publish_folder
+from finetune.bases import hash_published_base
 from finetune.errors import ProofFailed
 from finetune.publish_manifest import Manifest, check_files, load_manifest
 from finetune.publish_parts import LOCAL_KEYS
@@ -86,7 +87,7 @@ def test_publish_json_lists_every_file_and_figure(place: Workplace, staged: Path
     check_files(staged, manifest)
     assert (manifest.name, manifest.parts, manifest.quantization) == ("me/tiny", ("adapter",), "nf4-double")
     assert manifest.base.model == "base"
-    assert manifest.base.sha256 == sha256_of_folder(place.base)
+    assert manifest.base.sha256 == hash_published_base(place.base)
     assert {score.contender for score in manifest.scores} == {"base", "adapter", "merged", "majority", "tfidf"}
     assert all(score.low <= score.value <= score.high and score.samples == 13 for score in manifest.scores)
     assert len(manifest.answers) == 3

@@ -17,7 +17,7 @@ from tiny_runs import Outcome, finetune_command, write_classification
 from evaluation.files import sha256_of_file, write_model
 from evaluation.result_files import list_contenders, load_result
 from evaluation.runner import installed_versions
-from finetune.bases import hash_model_folder
+from finetune.bases import hash_published_base
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, PublishedBase, PublishedScore, load_manifest
 from finetune.run_directory import RunDirectory
 from finetune.verifying import SMALLEST_DIFFERENCE, Repeated
@@ -77,7 +77,7 @@ def publish(run: RunDirectory, base: Path, rows: Path, folder: Path) -> None:
     manifest = Manifest(
         name="tiny",
         parts=("adapter",),
-        base=PublishedBase(model=base.name, revision=None, sha256=hash_model_folder(base)),
+        base=PublishedBase(model=base.name, revision=None, sha256=hash_published_base(base)),
         dtype="float32",
         quantization="nf4-double",
         template_sha256="0" * 64,

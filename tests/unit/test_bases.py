@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.files import sha256_of_file
-from finetune.bases import ResolvedBase, hash_model_folder, resolve_base
+from finetune.bases import ResolvedBase, hash_model_folder, hash_published_base, resolve_base
 from finetune.cache import file_entry
 from finetune.chat_templates import load_chat_template
 from finetune.errors import DataError
@@ -294,3 +294,21 @@ def test_a_template_whose_control_tokens_the_base_lacks_is_refused(tmp_path: Pat
     assert "alpaca, chatml" in str(caught.value)
     with pytest.raises(DataError, match="did you mean 'chatml'"):
         resolve_base(base(str(plain), chat_template="chatlm"), tmp_path / "cache", print)
+
+
+def test_the_published_hash_is_that_of_the_base_whatever_template_it_has(tmp_path: Path) -> None:
+    plain, cache = write_tiny_base(tmp_path / "model"), tmp_path / "cache"
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "old"}))
+    found = hash_published_base(plain)
+    named = resolve_base(base(str(plain), chat_template="chatml"), cache, print)
+    assert hash_published_base(named.folder) == found != named.sha256
+    (plain / "README.md").write_text("changes nothing")
+    (plain / "chat_template.jinja").write_text("new")
+    assert hash_published_base(plain) == found
+    for name in ("tokenizer_config.json", "tokenizer.json", "config.json"):
+        before = (plain / name).read_text()
+        (plain / name).write_text(json.dumps(json.loads(before) | {"changed": 1}))
+        assert hash_published_base(plain) != found
+        (plain / name).write_text(before)
+    assert hash_published_base(plain) == found
