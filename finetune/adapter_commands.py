@@ -15,6 +15,7 @@ from finetune.adapter_comparing import describe_change, likeness
 from finetune.adapter_extracting import extract_adapter
 from finetune.bases import resolve_base
 from finetune.console import Reporter
+from finetune.contenders import load_run_base
 from finetune.errors import DataError
 from finetune.merging_check import prove_folded
 from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_shards, open_base
@@ -23,6 +24,7 @@ from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.peft_writing import write_lora
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
+from finetune.run_directory import RunDirectory
 
 SHOWN_MODULES = 12
 """Modules that a table names; the rest is summed up."""
@@ -182,14 +184,14 @@ def refuse_used(out: Path) -> None:
 
 
 def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Reporter) -> BaseFiles:
-    """Find the base of an adapter: as named, as its run's recipe has it, or as its own settings name it.
+    """Find the base of an adapter: as named, as its run was made from it, or as its own settings name it.
 
     Raises:
-        DataError: nobody names it.
+        DataError: nobody names it, or the run's is another one now.
     """
-    recipe = adapter.folder.parent / "recipe.yaml"
-    if named is None and recipe.exists():
-        return open_base(resolve_base(load_recipe(str(recipe), []).recipe.base, cache, reporter.say).folder)
+    run = RunDirectory(adapter.folder.parent)
+    if named is None and run.recipe.exists() and run.lock_file.exists():
+        return open_base(load_run_base(load_recipe(str(run.recipe), []).recipe, run, cache, reporter).folder)
     name = named or adapter.config.base_model_name_or_path
     if name is None:
         raise DataError(

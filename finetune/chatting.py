@@ -52,8 +52,8 @@ def system_of_rows(run: RunDirectory) -> str | None:
 
 
 def _system_of(sample: Sample) -> str | None:
-    first = sample.prompt.messages[0]
-    return first.content if first.role == "system" and "\n" not in first.content else None
+    first = next(iter(sample.prompt.messages), None)  # none: the rows are texts
+    return first.content if first is not None and first.role == "system" and "\n" not in first.content else None
 
 
 def _talk(session: Session, reader: LineReader, reporter: Reporter) -> None:

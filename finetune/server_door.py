@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -63,6 +63,8 @@ def ask_server(
 ) -> list[ServerAnswer]:
     """Have a server answer prompts at temperature 0; `address` is without /v1, as in http://127.0.0.1:8000.
 
+    It is asked directly, whatever proxy the environment names.
+
     Raises:
         MachineError: it cannot be reached, refuses, or answers something else than a chat completion.
     """
@@ -86,7 +88,7 @@ def ask_server(
 def _post(url: str, body: bytes) -> _Completion:
     request = Request(url, body, {"Content-Type": "application/json"}, method="POST")
     try:
-        with urlopen(request, timeout=SECONDS) as answer:
+        with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return _Completion.model_validate_json(answer.read())
     except HTTPError as error:
         said = error.read(500).decode(errors="replace")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from finetune.errors import MachineError
 from finetune.machine import end_with_parent
@@ -27,6 +27,8 @@ POLITE_SECONDS = 15.0
 """A server has so long to end by itself."""
 BETWEEN_LOOKS = 0.2
 """Seconds."""
+LONGEST_START = 3600.0
+"""Seconds until a server answers; loading and compiling a large model from a slow disk is slow, and not for ever."""
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -93,19 +95,21 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
 
 
 def wait_until_ready(server: ServerProcess, url: str) -> None:
-    """Wait until a server answers.
+    """Wait until a server on this machine answers; no proxy that the environment names stands in between.
 
     Raises:
-        MachineError: it ended before.
+        MachineError: it ended before, or it took too long.
     """
-    while True:
+    opener, began = build_opener(ProxyHandler({})), time.monotonic()
+    while time.monotonic() - began < LONGEST_START:
         if server.child.poll() is not None:
             time.sleep(BETWEEN_LOOKS)  # its last lines are on their way
             raise server.failure(f"the server ended with status {server.child.returncode} before it answered")
-        with suppress(URLError, OSError), urlopen(url, timeout=2) as answer:
+        with suppress(URLError, OSError), opener.open(url, timeout=2) as answer:
             if answer.status == 200:
                 return
         time.sleep(BETWEEN_LOOKS)
+    raise server.failure(f"the server runs and did not answer within {LONGEST_START:.0f} seconds at {url}")
 
 
 def require_free(host: str, port: int) -> None:

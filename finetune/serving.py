@@ -49,7 +49,7 @@ def serve_model(asked: Asked, forced: Server | None, place: Place, cache: Path, 
     choice = choose_server(facts_of(model), forced)
     for reason in choice.reasons:
         reporter.say(f"  {reason}")
-    served = lay_out(model, cache)
+    served = lay_out(model, cache.resolve())  # the server does not run in the user's folder
     command = command_line(choice.server, build_launch(choice.server, model, served.snapshot, place))
     environment = {
         "HF_HUB_CACHE": str(served.hub),

@@ -14,19 +14,23 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from evaluation.chat_template import with_fixed_date
 from evaluation.conversation import Conversation, Message
-from evaluation.files import sha256_of_json, staged_folder
+from evaluation.files import sha256_of_file, sha256_of_folder, sha256_of_json, staged_folder
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
 from finetune.console import Reporter
+from finetune.contenders import load_run_base
 from finetune.errors import DataError
+from finetune.exporting import ExportProof
 from finetune.peft_config import CONFIG_FILE
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
-from finetune.voices import load_run_base, named_adapter
+from finetune.voices import named_adapter
 
 SETTINGS_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
 DRAWING = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -106,8 +110,32 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
             "this run is not merged yet, and a merged model is what is served", where=asked.named, hint=hint
         )
     check_model_folder(run.merged, str(run.merged))
+    return ServedModel(recipe.name, run.merged, _proven_gguf(run, reporter))
+
+
+def _proven_gguf(run: RunDirectory, reporter: Reporter) -> Path | None:
+    """Return the one file of a run whose proof is about its merged model as it is now; none if there are several."""
     files = sorted(run.folder.glob("*.gguf"))
-    return ServedModel(recipe.name, run.merged, files[0] if len(files) == 1 else None)
+    if not files:
+        return None
+    proven = []
+    with reporter.bar("compare the GGUF files with their proofs", len(files)) as advance:
+        model = sha256_of_folder(run.merged)
+        for file in files:
+            if _is_of(file, model):
+                proven.append(file)
+            else:
+                reporter.say(f"  {file.name} is left out: no proof beside it says that it is this run's merged model")
+            advance(1)
+    return proven[0] if len(proven) == 1 else None
+
+
+def _is_of(file: Path, model_sha256: str) -> bool:
+    try:
+        proof = ExportProof.model_validate_json(file.with_name(f"{file.name}.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return False
+    return proof.model_sha256 == model_sha256 and proof.file_sha256 == sha256_of_file(file)
 
 
 def lay_out(model: ServedModel, cache: Path) -> ServedFolder:

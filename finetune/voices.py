@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict
 
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
-from finetune.bases import ResolvedBase, resolve_base
+from finetune.bases import resolve_base
 from finetune.console import Reporter
-from finetune.contenders import trained_spec
+from finetune.contenders import load_run_base, trained_spec
 from finetune.errors import DataError, TaskError, nearest
 from finetune.machine import computes_bfloat16, settle_dtypes
 from finetune.merging_shards import check_fits, open_base
 from finetune.peft_config import CONFIG_FILE, load_peft_config
 from finetune.peft_weights import open_peft_folder
-from finetune.recipe import Base, Recipe
+from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
 
@@ -70,15 +69,6 @@ class Voice:
             yield
 
 
-class _Lock(BaseModel):
-    """What is read of recipe.lock.json."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    base: str
-    base_sha256: str
-
-
 def load_voices(wanted: Wanted, cache: Path, reporter: Reporter) -> tuple[Voice, ...]:
     """Load whoever was named: the first is who answers, `base` is the last where there are adapters.
 
@@ -93,12 +83,14 @@ def load_voices(wanted: Wanted, cache: Path, reporter: Reporter) -> tuple[Voice,
         raise DataError("--merged belongs to runs", where=wanted.named, hint="name a run's folder, or leave it out")
     adapters = [named_adapter(text) for text in wanted.adapters]
     named: str | None = wanted.named
+    revision: str | None = None
     if (Path(wanted.named) / CONFIG_FILE).is_file():
         adapters = [named_adapter(wanted.named), *adapters]
-        named = load_peft_config(Path(wanted.named), wanted.named).base_model_name_or_path
+        config = load_peft_config(Path(wanted.named), wanted.named)
+        named, revision = config.base_model_name_or_path, config.revision
     if named is None:
         raise DataError("its settings name no base", where=wanted.named, hint="finetune chat BASE --adapter FOLDER")
-    base = resolve_base(Base(model=named, sha256=wanted.sha256), cache, reporter.say)
+    base = resolve_base(Base(model=named, revision=revision, sha256=wanted.sha256), cache, reporter.say)
     spec = ModelSpec(base.folder, dtype="bfloat16" if computes_bfloat16() else "float32")
     return _voices(spec, adapters, Path(named).name)
 
@@ -119,27 +111,6 @@ def named_adapter(text: str) -> tuple[str, Path]:
         )
     own = found.resolve()
     return (stated if folder != Path(text) else own.parent.name if own.name == "adapter" else own.name), found
-
-
-def load_run_base(recipe: Recipe, run: RunDirectory, cache: Path, reporter: Reporter) -> ResolvedBase:
-    """Find the base of a run at the commit it was trained on, and check that it is that one.
-
-    Raises:
-        DataError: it is another one now, or the run has no lock.
-    """
-    try:
-        lock = _Lock.model_validate_json(run.lock_file.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(
-            "the run's lock is missing or damaged", where=str(run.lock_file), hint="run it again"
-        ) from error
-    name, _, commit = lock.base.rpartition("@")
-    wanted = recipe.base.model_copy(update={"revision": commit}) if name == recipe.base.model else recipe.base
-    base = resolve_base(wanted, cache, reporter.say)
-    if base.sha256 != lock.base_sha256:
-        what = f"the base is not the one that the run was made from (sha256 {base.sha256}, was {lock.base_sha256})"
-        raise DataError(what, where=base.identity, hint="put it back, or run the recipe again")
-    return base
 
 
 def _voices_of_run(wanted: Wanted, run: RunDirectory, cache: Path, reporter: Reporter) -> tuple[Voice, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
@@ -17,12 +18,16 @@ from tiny_runs import Outcome, finetune_command, process_command
 
 from evaluation.conversation import Conversation, Message
 from evaluation.task import Sample
+from finetune.adapter_commands import find_base
+from finetune.bases import ResolvedBase, resolve_base
 from finetune.chat_history import History
 from finetune.chat_screen import ColumnScreen, PlainScreen, printable
 from finetune.chat_session import COMMANDS, Session
 from finetune.chatting import system_of_rows
 from finetune.console import Reporter
 from finetune.errors import DataError, TaskError, UserError
+from finetune.peft_weights import open_peft_folder
+from finetune.recipe import Base
 from finetune.row_messages import listed_conversation
 from finetune.row_template_files import load_row_template
 from finetune.row_template_types import MessagesTemplate
@@ -277,6 +282,48 @@ def test_an_adapter_folder_brings_its_base(run: Path, tmp_path: Path) -> None:
     assert Chat(voices, BASE).take(WORD) == f"[base]\n{ANSWERS[WORD]}\n[loud]\n{TUNED.upper()}\n"
 
 
+def test_an_adapter_folder_brings_its_base_at_its_commit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(run.parent / "loud", tmp_path / "loud"))
+    settings = json.loads((own / "adapter_config.json").read_text())
+    (own / "adapter_config.json").write_text(
+        json.dumps(settings | {"base_model_name_or_path": "me/base", "revision": "abc"})
+    )
+    asked: list[Base] = []
+
+    def resolve(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+        asked.append(base)
+        return resolve_base(Base(model=str(run.parent / "base")), cache, announce)
+
+    monkeypatch.setattr("finetune.voices.resolve_base", resolve)
+    load_voices(Wanted(str(own)), tmp_path, Reporter())
+    assert asked == [Base(model="me/base", revision="abc")]
+
+
+def test_the_adapter_of_a_run_is_taken_with_the_runs_own_commit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    recipe = (own / "recipe.yaml").read_text().replace(str(run.parent / "base"), "me/base")
+    (own / "recipe.yaml").write_text(recipe)
+    lock = json.loads((own / "recipe.lock.json").read_text()) | {"base": "me/base@abc"}
+    (own / "recipe.lock.json").write_text(json.dumps(lock))
+    asked: list[Base] = []
+
+    def resolve(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
+        asked.append(base)
+        return resolve_base(Base(model=str(run.parent / "base")), cache, announce)
+
+    monkeypatch.setattr("finetune.contenders.resolve_base", resolve)
+    adapter = open_peft_folder(own / "adapter")
+    assert find_base(adapter, None, tmp_path, Reporter()).folder == run.parent / "base"
+    assert [base.revision for base in asked] == ["abc"]
+    (own / "recipe.lock.json").write_text(json.dumps(lock | {"base_sha256": "0" * 64}))
+    with pytest.raises(DataError, match="not the one that the run was made from"):
+        find_base(adapter, None, tmp_path, Reporter())
+
+
 def test_pissa_shows_no_base_and_no_second_adapter(run: Path, tmp_path: Path) -> None:
     loud = run.parent / "loud"
     odd = tmp_path / "odd"
@@ -308,6 +355,13 @@ def test_the_system_message_of_the_rows_is_found(
     (tmp_path / "data" / "held_out.jsonl").write_text("\n".join(samples))
     assert system_of_rows(RunDirectory(tmp_path)) == expected
     assert system_of_rows(RunDirectory(tmp_path / "data")) is None
+
+
+def test_rows_that_are_texts_have_no_system_message(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    sample = Sample(id="0", prompt=Conversation(messages=(), layout="plain"), reference="a text")
+    (tmp_path / "data" / "held_out.jsonl").write_text(sample.model_dump_json())
+    assert system_of_rows(RunDirectory(tmp_path)) is None
 
 
 def piped(text: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:

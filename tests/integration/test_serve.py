@@ -130,11 +130,16 @@ def test_sigterm_ends_it_with_its_server(served: Served) -> None:
     assert (len(gone), left) == (len(below), [])
 
 
-def test_dry_run_prints_a_command_line_and_starts_nothing(run: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_a_command_line_and_starts_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = finetune_command("serve", str(run), "--dry-run", "--port", "8123", "--cache", str(tmp_path))
     assert shown.status == 0
     assert "transformers serve tiny --host 127.0.0.1 --port 8123" in shown.stdout.replace(".cli.transformers", "")
     assert "HF_HUB_OFFLINE=1" in shown.stdout
+    monkeypatch.chdir(tmp_path)
+    relative = finetune_command("serve", str(run), "--dry-run", "--cache", "near")
+    assert relative.stdout.startswith(f"cd {tmp_path / 'near'}"), relative.stderr
 
 
 def test_what_cannot_be_served_is_refused(run: Path, tmp_path: Path) -> None:

@@ -55,6 +55,13 @@ def completion(text: str | None, tokens: int) -> bytes:
     return json.dumps({"id": "1", "choices": [choice], "usage": {"prompt_tokens": tokens}}).encode()
 
 
+def test_a_proxy_does_not_stand_between(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.body = completion("red", 9)
+    assert ask_server(server.address, "tiny", [ASKED], 7) == [ServerAnswer("red", 9, "stop")]
+
+
 def test_it_is_asked_greedily_and_its_answer_is_read(server: FakeServer) -> None:
     server.body = completion(" red ", 9)
     done: list[int] = []

@@ -77,6 +77,25 @@ def test_a_server_that_fails_says_its_last_lines(tmp_path: Path) -> None:
     assert "no such model" in failed.value.hint
 
 
+def test_a_proxy_does_not_stand_between(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("finetune.server_process.LONGEST_START", 20.0)
+    with running([sys.executable, "-c", SERVER, str(port)], {}, tmp_path) as server:
+        wait_until_ready(server, f"http://127.0.0.1:{port}/health")
+
+
+def test_one_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.server_process.LONGEST_START", 0.5)
+    command = [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(600)"]
+    with (
+        pytest.raises(MachineError, match="did not answer within") as failed,
+        running(command, {}, tmp_path) as server,
+    ):
+        wait_until_ready(server, "http://127.0.0.1:9")
+    assert "loading" in failed.value.hint
+
+
 def test_one_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.server_process.POLITE_SECONDS", 0.3)
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\n"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import scan_cache_dir
+from talkative import talkative_run
 from tiny_model import CHATML, build_tokenizer, write_tiny_base
 from transformers import AutoTokenizer
 
 from evaluation.conversation import Conversation, Message
+from evaluation.files import sha256_of_file, sha256_of_folder, write_model
 from evaluation.rendering import TEMPLATE_DATE, Renderer
 from finetune.console import Reporter
 from finetune.errors import DataError
+from finetune.exporting import ExportProof
 from finetune.serving_model import Asked, ServedModel, check_same_prompts, dated_template, find_served, lay_out
 
 DATED = (
@@ -22,6 +26,11 @@ DATED = (
 )
 CLOCK = "{{ strftime_now('%d %b %Y') }}"
 ASKED = Conversation(messages=(Message(role="user", content="Which word? 🙂"),))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talkative_run(tmp_path_factory)
 
 
 @pytest.fixture
@@ -93,6 +102,36 @@ def test_adapters_with_other_prompts_than_their_base_are_refused(tmp_path: Path)
     check_same_prompts(renderer, [("same", tmp_path / "same"), ("without", tmp_path / "without")])
     with pytest.raises(DataError, match="other was trained with another chat template"):
         check_same_prompts(renderer, [("same", tmp_path / "same"), ("other", tmp_path / "other")])
+
+
+def test_a_runs_gguf_is_served_only_with_a_proof_of_its_merged_model(run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    file, beside = own / "tiny.gguf", own / "tiny.gguf.json"
+
+    def found() -> Path | None:
+        return find_served(Asked(str(own)), tmp_path, Reporter()).gguf
+
+    file.write_bytes(b"weights")
+    assert found() is None
+    proof = ExportProof(
+        kind="f16",
+        model_sha256=sha256_of_folder(own / "merged"),
+        file_sha256=sha256_of_file(file),
+        probe_texts=1,
+        probe_tokens=1,
+        max_logit_difference=0.0,
+        logit_scale=1.0,
+        mean_kl=0.0,
+        agreement=1.0,
+        doors=(),
+    )
+    write_model(beside, proof)
+    assert found() == file
+    file.write_bytes(b"others!")
+    assert found() is None
+    file.write_bytes(b"weights")
+    (own / "merged" / "merge.json").write_text("merged anew")
+    assert found() is None
 
 
 def test_a_model_is_called_as_its_folder(base: Path, tmp_path: Path) -> None:
