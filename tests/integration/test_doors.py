@@ -47,7 +47,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base = resolve_base(load_recipe("icd10-quickstart", []).recipe.base, default_cache(), lambda _: None)
     except MachineError as error:
         pytest.skip(f"the base could not be fetched: {error}")
-    folder = tmp_path_factory.mktemp("doors") / "run" / "merged"
+    folder = tmp_path_factory.mktemp("doors") / "smollm2-tiny"
     tokenizer = load_tokenizer(base.folder)
     build_model(len(tokenizer)).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
@@ -87,19 +87,29 @@ def test_token_ids_are_those_of_training_at_every_door(merged: Path, renderer: R
 )
 def test_a_server_makes_as_many_tokens_of_each_prompt(merged: Path, renderer: Renderer) -> None:
     conversations = list(door_conversations(CONVERSATIONS))
-    with serving(merged.parent) as address:
-        answers = ask_server(address, merged.parent.name, conversations, 1)
+    with serving(merged) as address:
+        answers = ask_server(address, merged.name, conversations, 1)
     counts = [len(renderer.prompt(conversation)) for conversation in conversations]
     assert [answer.prompt_tokens for answer in answers] == counts
 
 
 @contextmanager
-def serving(run: Path) -> Iterator[str]:
-    """Serve a run's merged model with `finetune serve`, from when it answers until the block ends."""
+def serving(model: Path) -> Iterator[str]:
+    """Serve a model folder with `finetune serve`, from when it answers until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "finetune.cli", "serve", str(run), "--server", "transformers", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli",
+        "serve",
+        str(model),
+        "--server",
+        "transformers",
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         address = f"http://127.0.0.1:{port}"
         try:
