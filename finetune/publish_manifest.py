@@ -87,6 +87,11 @@ class Manifest(_Record):
     """Sorted by path; all files but publish.json itself."""
 
 
+def names_repository(name: str, repo: str) -> bool:
+    """Say whether a published name is that of a repository of the hub; a plain name is its last part."""
+    return name in (repo, repo.rpartition("/")[2])
+
+
 def merged_folder(manifest: Manifest) -> str:
     """Name the folder that the merged model lies in: at the top, where no adapter is published beside it."""
     return MERGED_FOLDER if "adapter" in manifest.parts else ADAPTER_FOLDER

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import DataError, nearest
-from finetune.publish_manifest import Part
+from finetune.publish_manifest import Part, names_repository
 
 Domain = Literal["legal", "medical", "general"]
 Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
@@ -79,10 +79,12 @@ def published_name(stated: str | None, target: str | None, run: Path) -> str:
     """Name what is published: as stated, as the target says, or like the run's folder.
 
     Raises:
-        DataError: it cannot be a name on the hub.
+        DataError: it cannot be a name on the hub, or is another than that of the target there.
     """
     on_hub = target if target and ":" not in target else None
-    name = stated or on_hub or run.resolve().name
+    if stated and on_hub and not names_repository(stated, on_hub):
+        raise DataError(f"{stated!r} is not the name of {on_hub}", where="--as", hint=f"leave it out, or --to {stated}")
+    name = on_hub or stated or run.resolve().name
     if not _NAME.fullmatch(name):
         raise DataError(f"{name!r} cannot be a name", where="--as", hint="org/name, of letters, digits, - _ and .")
     return name

@@ -10,7 +10,7 @@ from finetune.cache import default_cache
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.publish_check import CheckJob, CheckResult, check_in_fresh_process
-from finetune.publish_manifest import MANIFEST_FILE, Manifest, check_files, load_manifest
+from finetune.publish_manifest import MANIFEST_FILE, Manifest, check_files, load_manifest, names_repository
 from finetune.push_targets import FolderTarget, HubTarget, Target, UrlTarget, is_safe_name, parse_target
 
 
@@ -37,6 +37,11 @@ def push(
     manifest = load_manifest(folder)
     check_files(folder, manifest)
     _refuse_unsafe(folder, manifest)
+    if isinstance(where, HubTarget) and not names_repository(manifest.name, where.repo):
+        # Licences ask for names, and the card says how to load it: both were settled for the name that was staged.
+        what = f"it was staged as {manifest.name!r}, and its card and its licence speak of that name"
+        hint = f"push it there, or stage it again: finetune publish RUN --stage-only --as {where.repo}"
+        raise DataError(what, where=target, hint=hint)
     if public and not isinstance(where, HubTarget):
         raise DataError("--public is for the hub", where=target, hint="leave it out")
     total = sum(file.bytes for file in manifest.files)

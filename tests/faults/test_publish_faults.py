@@ -26,7 +26,7 @@ REPO = "org/tiny"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A staged folder, to be copied."""
-    return write_staged(tmp_path_factory.mktemp("made"), REPO).folder
+    return write_staged(tmp_path_factory.mktemp("made")).folder
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_other_bytes_at_the_hub_are_caught(staged: Path, hub: FakeHub) -> None:
     hub.spoiled = set()
     assert push(staged).status == 0
     hub.spoiled = {"publish.json"}
-    assert push(staged, to="org/new").status == 5
+    assert push(staged, to="me/tiny").status == 5
 
 
 def test_a_download_that_fails_is_said_to_be_published(staged: Path, hub: FakeHub) -> None:
@@ -310,7 +310,7 @@ def test_a_repository_of_something_else_is_refused(staged: Path, hub: FakeHub) -
     hub.add(REPO, {"publish.json": json.dumps(manifest).encode()})
     outcome = push(staged)
     assert (outcome.status, len(held(hub))) == (3, 1)
-    assert "it holds 'another', and this is 'org/tiny'" in flat(outcome)
+    assert "it holds 'another', and this is 'tiny'" in flat(outcome)
     hub.add(REPO, {})
     assert push(staged).status == 0, "an empty one is used"
 
@@ -321,10 +321,11 @@ def test_private_is_the_default_and_public_has_to_be_meant(staged: Path, hub: Fa
     assert (outcome.status, held(hub)) == (3, {})
     assert "it is public there" in flat(outcome)
     assert push(staged, "--public").status == 0
-    hub.add("org/b", {})
-    assert push(staged, "--public", to="org/b").status == 3
-    assert push(staged, "--public", to="me/c").status == 0
-    assert not hub.repositories["me/c"].private
+    hub.add("me/tiny", {})
+    assert push(staged, "--public", to="me/tiny").status == 3
+    del hub.repositories["me/tiny"]
+    assert push(staged, "--public", to="me/tiny").status == 0
+    assert not hub.repositories["me/tiny"].private
 
 
 def test_without_login_or_offline_nothing_is_asked(

@@ -83,6 +83,32 @@ def test_pushed_pulled_and_asked_by_real_processes(staged: Staged, tmp_path: Pat
         assert "hf_test" not in pushed.stderr + pulled.stderr + refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "repo", "accepted"),
+    [
+        ("me/tiny", "me/tiny", True),
+        ("tiny", "me/tiny", True),
+        ("me/tiny", "org/tiny", False),
+        ("Llama-tiny", "me/tiny", False),
+        ("me/Llama-tiny", "me/tiny", False),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_a_repository_has_the_name_that_was_staged(
+    name: str, repo: str, accepted: bool, staged: Staged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = load_manifest(staged.folder).model_copy(update={"name": name})
+    (staged.folder / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    monkeypatch.setattr(pushing, "_send", lambda *_: pytest.fail("sent") if not accepted else (None, True))
+    monkeypatch.setattr(pushing, "check_in_fresh_process", lambda _: CheckResult())
+    if accepted:
+        pushing.push(staged.folder, repo, public=False, reporter=QUIET)
+        return
+    with pytest.raises(DataError, match=f"staged as '{name}'") as refused:
+        pushing.push(staged.folder, repo, public=False, reporter=QUIET)
+    assert f"--as {repo}" in str(refused.value)
+
+
 @pytest.mark.usefixtures("here")
 def test_a_folder_is_replaced_whole_and_nothing_else_is(staged: Staged, tmp_path: Path) -> None:
     target = f"folder:{tmp_path / 'shelf'}"

@@ -390,6 +390,8 @@ def test_help_and_mistakes(place: Workplace, tmp_path: Path) -> None:
     assert "is no part of a model" in publish(place, tmp_path / "out", "--part", "adaptor").stderr
     assert "kinds: f32" in publish(place, tmp_path / "out", "--part", "gguf:q9").stderr
     assert "cannot be a name" in publish(place, tmp_path / "out", "--as", "a b/c").stderr
+    elsewhere = publish(place, tmp_path / "out", "--to", "me/another")
+    assert "'me/tiny' is not the name of me/another" in elsewhere.stderr
     assert "is no language" in publish(place, tmp_path / "out", "--language", "English").stderr
 
 
