@@ -25,7 +25,12 @@ DataLicences = Annotated[
     ),
 ]
 LicenceText = Annotated[
-    Path | None, typer.Option("--license-file", help="Text of the base's licence, where it has to go along.")
+    list[str] | None,
+    typer.Option(
+        "--license-file",
+        metavar="[ID=]FILE",
+        help="Text of a licence that has to go along and is not here. Repeatable.",
+    ),
 ]
 PublicLabels = Annotated[
     bool, typer.Option("--public-labels", help="All labels are names of classes, the rare and the long ones too.")
@@ -67,6 +72,7 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
         PublishSettings,
         check_target,
         parse_data_licences,
+        parse_licence_files,
         parse_parts,
         published_name,
     )
@@ -83,7 +89,7 @@ def publish(  # noqa: PLR0913  # each option of the command is a parameter
         license=license_,
         base_license=base_license,
         data_licenses=parse_data_licences(tuple(data_license or ())),
-        license_file=license_file,
+        license_files=parse_licence_files(tuple(license_file or ())),
         public_labels=public_labels,
         domain=domain,
         languages=tuple(language or ()),

@@ -63,7 +63,7 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     base = PublishedBase(model=model_name, revision=commit, sha256=hash_published_base(finished.base.folder))
     gguf = _write_parts(run, folder, settings, base)
     write_records(folder, finished.report, finished.lock)
-    write_licence_files(folder, finished.decision, finished.base.folder, settings.license_file)
+    write_licence_files(folder, finished.decision, finished.base.folder, settings.license_files)
     model = load_for_answers(folder if "adapter" in settings.parts else run.merged, finished.base.folder)
     with reporter.bar("read the rows", 1) as advance:
         rows = collect_rows(run, model.renderer, _shared_texts(finished, model.renderer))

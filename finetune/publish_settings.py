@@ -32,8 +32,8 @@ class PublishSettings:
     base_license: str | None = None
     data_licenses: tuple[tuple[str, str], ...] = ()
     """(source, licence); "" is every source that has none of its own."""
-    license_file: Path | None = None
-    """Text of the base's licence, where that has to be passed on and does not lie beside the base."""
+    license_files: tuple[tuple[str, Path], ...] = ()
+    """(licence, file with its text); "" is the only licence whose text has to go along and is not here."""
     public_labels: bool = False
     """The labels of a classification are names of classes, the rare and the long ones too."""
     domain: Domain | None = None
@@ -66,6 +66,12 @@ def parse_parts(texts: tuple[str, ...]) -> tuple[tuple[Part, ...], tuple[Kind, .
 def parse_data_licences(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Read `SOURCE=ID`, or `ID` for every source; a source may have = in it, as `pypi:NAME==VERSION/…` has."""
     return tuple((source, licence) for source, _, licence in (text.rpartition("=") for text in texts))
+
+
+def parse_licence_files(texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """Read `ID=FILE`, or `FILE`; what stands before = is an id only if no file is called like the whole."""
+    pairs = (("", "", text) if Path(text).is_file() else text.rpartition("=") for text in texts)
+    return tuple((licence, Path(file)) for licence, _, file in pairs)
 
 
 def _kind(text: str) -> Kind:

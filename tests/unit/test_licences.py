@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import combinations_with_replacement
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from finetune.errors import DataError
 from finetune.licence_table import KNOWN_BASES, KNOWN_DATA, LICENCES, Licence
 from finetune.licences import Decision, Input, at_least_as_strict, base_input, check_name, data_inputs, work_out
-from finetune.publish_licence import notice_text
+from finetune.publish_licence import notice_text, write_licence_files
 
 IDS = tuple(LICENCES)
 NAME = "org/Llama-3-model"
@@ -269,6 +270,53 @@ def test_each_source_keeps_the_licence_that_was_stated_for_it() -> None:
 def test_two_statements_about_one_source_are_refused(stated: list[tuple[str, str]]) -> None:
     with pytest.raises(DataError, match="two licences are stated"):
         data_inputs(["a/rows.csv"], stated, last_part)
+
+
+def written(folder: Path, decision: Decision, *stated: tuple[str, str], beside: str | None = None) -> dict[str, str]:
+    """Write the licence files of a decision; each stated text is what its file holds."""
+    files = [(name, folder / f"{i}.txt") for i, (name, _) in enumerate(stated)]
+    for (_, path), (_, text) in zip(files, stated, strict=True):
+        path.write_text(text)
+    (folder / "base").mkdir(exist_ok=True)
+    if beside is not None:
+        (folder / "base" / "LICENSE").write_text(beside)
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    write_licence_files(out, decision, folder / "base", files)
+    return {path.name: path.read_text() for path in out.iterdir() if path.name.startswith("LICENSE")}
+
+
+def test_the_text_of_a_choice_or_of_the_rows_licence_is_given(tmp_path: Path) -> None:
+    """The base's own is here already, so a plain file is the text of the other."""
+    chosen = decide("apache-2.0", choice="mit")
+    for stated in (("", "the MIT text"), ("mit", "the MIT text")):
+        texts = written(tmp_path, chosen, stated)
+        assert texts["LICENSE"] == "the MIT text"
+        assert "Apache License" in texts["LICENSE.base"]
+    both = written(tmp_path, chosen, ("mit", "the MIT text"), ("apache-2.0", "of the base"))
+    assert both == {"LICENSE": "the MIT text", "LICENSE.base": "of the base"}
+    rows = written(tmp_path, decide("apache-2.0", "llama3.2"), ("", "Llama 3.2"))
+    assert rows["LICENSE"] == "Llama 3.2"
+
+
+def test_a_text_that_is_here_is_taken(tmp_path: Path) -> None:
+    assert written(tmp_path, decide("mit"), beside="as published")["LICENSE"] == "as published"
+    assert written(tmp_path, decide("mit"), ("", "another"), beside="as published")["LICENSE"] == "another"
+
+
+def test_a_text_of_no_licence_or_of_several_is_refused(tmp_path: Path) -> None:
+    for stated, match in (
+        ([], "a copy of the licence mit has to go along"),
+        ([("llama3", "x")], "does not have to go along"),
+        ([("mti", "x")], "not known"),
+        ([("mit", "x"), ("mit", "y")], "two texts"),
+        ([("mit", "x"), ("", "y")], "two texts"),
+    ):
+        with pytest.raises(DataError, match=match):
+            written(tmp_path, decide("apache-2.0", choice="mit"), *stated)
+    several = decide("mit", choice="bsd-3-clause")
+    with pytest.raises(DataError, match="which licence this is the text of"):
+        written(tmp_path, several, ("", "x"))
 
 
 def test_a_known_source_is_not_talked_down() -> None:
