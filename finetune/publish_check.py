@@ -61,9 +61,13 @@ def check_in_fresh_process(job: CheckJob) -> CheckResult:
         MachineError: it could not be downloaded.
     """
     command = [sys.executable, "-m", "finetune.publish_check"]
-    done = subprocess.run(
-        command, input=job.model_dump_json(), capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, input=job.model_dump_json(), capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        what = f"published, and not compared: downloading it again took more than {_LIMIT_SECONDS // 60} minutes"
+        raise MachineError(what, where=job.target, hint="the same command compares it again") from error
     try:
         result = CheckResult.model_validate_json(done.stdout)
     except ValidationError as error:

@@ -39,7 +39,7 @@ def describe_private(folders: Iterable[Path], environment: Mapping[str, str] | N
     host = socket.gethostname()
     return Private(
         paths=tuple(sorted((path for path in paths if path.count("/") >= 1 and len(path) > 1), key=len, reverse=True)),
-        users=_names(getpass.getuser()),
+        users=_names(*_user()),
         hosts=_names(host, host.partition(".")[0]),
         values=tuple(sorted((name, value) for name, value in variables.items() if _is_secret(name, value))),
     )
@@ -48,6 +48,13 @@ def describe_private(folders: Iterable[Path], environment: Mapping[str, str] | N
 def is_distinctive(name: str) -> bool:
     """Say whether a name is nobody else's word: long, and with a digit or a sign in it."""
     return len(name) >= SHORTEST_VALUE and re.search(r"[0-9_-]", name) is not None
+
+
+def _user() -> tuple[str, ...]:
+    try:
+        return (getpass.getuser(),)
+    except (KeyError, OSError):  # a container may run under a number that no user has; OSError from Python 3.13 on
+        return ()
 
 
 def _names(*names: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from staged_folder import Staged, restage, write_staged
 from tiny_runs import Outcome, finetune_command, finetune_process
 
 from evaluation.files import STAGING_PREFIX
-from finetune import file_store, pushing
+from finetune import file_store, publish_check, pushing
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError
 from finetune.file_store import fetch_from_store, open_store, publish_to_store
@@ -381,3 +381,12 @@ def job_of(staged: Staged, cache: Path) -> CheckJob:
 
     mark = sha256_of_file(staged.folder / MANIFEST_FILE)
     return CheckJob(target=f"folder:{staged.folder}", commit=None, manifest_sha256=mark, base=None, cache=cache)
+
+
+def test_a_comparison_that_takes_too_long_says_that_it_is_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(publish_check, "_LIMIT_SECONDS", 0.01)
+    job = CheckJob(target=f"folder:{tmp_path}", commit=None, manifest_sha256="0" * 64, base=None, cache=tmp_path)
+    with pytest.raises(MachineError, match="published, and not compared"):
+        publish_check.check_in_fresh_process(job)

@@ -320,3 +320,12 @@ def test_this_machine_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {name for name, _ in found.values} == {"HF_TOKEN", "MY_API_KEY"}
     assert is_distinctive("mkowalski-7")
     assert not is_distinctive("martin")
+
+
+def test_a_user_that_is_a_number_alone_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container with any uid: the list of users knows none."""
+    monkeypatch.setattr("os.getuid", lambda: 987_654_321)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert describe_private((), {}).users == ()
