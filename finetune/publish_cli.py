@@ -29,7 +29,7 @@ LicenceText = Annotated[
     typer.Option(
         "--license-file",
         metavar="[ID=]FILE",
-        help="Text of a licence that has to go along and is not here. Repeatable.",
+        help="Text of a licence that has to go along. Repeatable.",
     ),
 ]
 PublicLabels = Annotated[

@@ -66,11 +66,10 @@ def _stated_texts(found: Mapping[Licence, str | None], stated: Sequence[tuple[st
     texts: dict[str, str] = {}
     for name, path in stated:
         hint = f"licences whose text has to go along: {', '.join(needed) or 'none'}; write ID=FILE"
-        meant = [find_licence(name, "--license-file").id] if name else missing if missing else needed
+        meant = [find_licence(name, "--license-file").id] if name else missing
         if len(meant) != 1:
-            raise DataError(
-                "it is not said which licence this is the text of", where=f"--license-file {path}", hint=hint
-            )
+            what = "it is not said which licence this is the text of"
+            raise DataError(what, where=f"--license-file {path}", hint=hint)
         if meant[0] not in needed:
             raise DataError(f"the text of {meant[0]} does not have to go along", where="--license-file", hint=hint)
         if meant[0] in texts:

@@ -301,7 +301,7 @@ def test_the_text_of_a_choice_or_of_the_rows_licence_is_given(tmp_path: Path) ->
 
 def test_a_text_that_is_here_is_taken(tmp_path: Path) -> None:
     assert written(tmp_path, decide("mit"), beside="as published")["LICENSE"] == "as published"
-    assert written(tmp_path, decide("mit"), ("", "another"), beside="as published")["LICENSE"] == "another"
+    assert written(tmp_path, decide("mit"), ("mit", "another"), beside="as published")["LICENSE"] == "another"
 
 
 def test_a_text_of_no_licence_or_of_several_is_refused(tmp_path: Path) -> None:
@@ -311,9 +311,12 @@ def test_a_text_of_no_licence_or_of_several_is_refused(tmp_path: Path) -> None:
         ([("mti", "x")], "not known"),
         ([("mit", "x"), ("mit", "y")], "two texts"),
         ([("mit", "x"), ("", "y")], "two texts"),
+        ([("apache-2.0", "x")], "a copy of the licence mit has to go along"),
     ):
         with pytest.raises(DataError, match=match):
             written(tmp_path, decide("apache-2.0", choice="mit"), *stated)
+    with pytest.raises(DataError, match="which licence this is the text of"):
+        written(tmp_path, decide("apache-2.0"), ("", "in place of what comes along"))
     several = decide("mit", choice="bsd-3-clause")
     with pytest.raises(DataError, match="which licence this is the text of"):
         written(tmp_path, several, ("", "x"))
