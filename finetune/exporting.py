@@ -28,8 +28,11 @@ from finetune.merging_shards import open_base
 from finetune.modelfile import build_modelfile
 from finetune.records import DoorProof
 
-LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2}
-"""Mean KL divergence of the answers read back from the model's, in nats; for 4 and 8 bits it is reported only."""
+LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 0.05, "q4_1": 3.0, "q4_0": 3.0}
+"""Mean KL divergence of the answers read back from the model's, in nats.
+
+For 4 bits it tells wrong weights, not bad ones: what rounding costs is for scoring to say.
+"""
 DOOR_CONVERSATIONS = 100
 PROBE_TEXTS = (
     "The patient has had a fever since Monday and takes 500 mg of paracetamol twice a day.",
@@ -175,11 +178,9 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
         doors=doors,
         llama_cpp=asked,
     )
-    limit = LARGEST_KL.get(kind)
-    if limit is not None and not proof.mean_kl <= limit:
-        raise ProofFailed(
-            f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:.0e}"
-        )
+    limit = LARGEST_KL[kind]
+    if not proof.mean_kl <= limit:  # so that what is no number is refused, too
+        raise ProofFailed(f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:g}")
     return proof
 
 

@@ -13,8 +13,8 @@ from tiny_model import build_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from finetune.errors import DataError
-from finetune.exporting import prove_export
+from finetune.errors import DataError, ProofFailed
+from finetune.exporting import LARGEST_KL, prove_export
 from finetune.gguf import load_gguf
 from finetune.gguf_export import FILE_TYPES, Kind, export_gguf
 from finetune.gguf_tokenizer import LLAMA3_CUT
@@ -102,6 +102,21 @@ def test_scaled_rotary_embeddings_pass_the_proof(rope: dict[str, object], kind: 
     (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": rope, "rope_theta": 500_000.0}))
     export_gguf(folder, tmp_path / "out.gguf", kind, "tiny")
     assert prove_export(folder, tmp_path / "out.gguf", kind).agreement > 0.97
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1", "q4_0"])
+def test_rounding_passes_the_proof_and_another_models_weights_do_not(kind: Kind, tmp_path: Path) -> None:
+    folder, other = write_model(tmp_path / "model"), write_model(tmp_path / "other")
+    export_gguf(folder, tmp_path / "own.gguf", kind, "tiny")
+    assert prove_export(folder, tmp_path / "own.gguf", kind).mean_kl < LARGEST_KL[kind] / 50
+    model = AutoModelForCausalLM.from_pretrained(other)
+    for spoilt in (lambda weight: weight.flip(0) * 10, lambda weight: weight * float("nan")):
+        with torch.no_grad():
+            model.model.embed_tokens.weight.copy_(spoilt(model.model.embed_tokens.weight))
+        model.save_pretrained(other)
+        export_gguf(other, tmp_path / "other.gguf", kind, "tiny")
+        with pytest.raises(ProofFailed, match="predicts otherwise"):
+            prove_export(folder, tmp_path / "other.gguf", kind)
 
 
 def test_a_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:

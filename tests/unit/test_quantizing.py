@@ -66,6 +66,16 @@ def test_what_was_damaged_on_the_way_is_refused(model: Path, tmp_path: Path, mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("kind", "kl"), [("nf4", 3.01), ("int8", 0.51), ("nf4", float("nan"))])
+def test_predictions_of_another_model_are_refused(
+    kind: str, kl: float, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.quantizing, "mean_kl", lambda *_: kl)
+    with pytest.raises(ProofFailed, match="it predicts otherwise"):
+        export_quantized(model, tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_template_on_the_way_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = finetune.quantizing._write
 
