@@ -22,7 +22,7 @@ CHUNK_BYTES = 2**26
 OVERLAP_BYTES = 2**16
 """Bytes that two chunks share."""
 
-_TEXT_SUFFIXES = {".json", ".jsonl", ".jinja", ".md", ".yaml", ".txt", ""}
+_TEXT_SUFFIXES = {".json", ".jsonl", ".jinja", ".md", ".yaml", ".yml", ".txt", ""}
 _IS_LETTER = np.array([chr(byte) in "\t\r\n" or 0x20 <= byte <= 0x7E for byte in range(256)])
 _GGUF_STRING, _GGUF_LIST = 8, 9
 # Widths of GGUF's numbers by type, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.

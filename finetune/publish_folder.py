@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from evaluation.conversation import Message
-from evaluation.files import write_model
+from evaluation.files import sha256_of_json, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import Quantization
 from evaluation.rendering import Renderer
 from finetune.bases import ResolvedBase, hash_published_base
 from finetune.console import Reporter
+from finetune.errors import DataError
 from finetune.licences import Decision
 from finetune.pipeline import Lock
 from finetune.publish_answers import ANSWERS, QUESTIONS, answer_questions, load_for_answers
@@ -33,7 +35,9 @@ from finetune.publish_records import base_name, published_scores, write_records
 from finetune.publish_rows import RowTexts, collect_rows, public_labels
 from finetune.publish_scan import refuse_findings, scan_folder, scan_text
 from finetune.publish_settings import PublishSettings
+from finetune.recipe import Recipe
 from finetune.report_contents import Report
+from finetune.row_template_files import is_template_file, load_row_template
 from finetune.run_directory import RunDirectory
 
 GGUF_FOLDER = "gguf"
@@ -46,6 +50,8 @@ class Finished:
     run: RunDirectory
     report: Report
     """Without rows and paths."""
+    recipe: Recipe
+    """As it was run, with paths."""
     lock: Lock
     base: ResolvedBase
     decision: Decision
@@ -63,6 +69,7 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     base = PublishedBase(model=model_name, revision=commit, sha256=hash_published_base(finished.base.folder))
     gguf = _write_parts(run, folder, settings, base)
     write_records(folder, finished.report, finished.lock)
+    _write_row_templates(run, finished.recipe, folder)
     write_licence_files(folder, finished.decision, finished.base.folder, settings.license_files)
     model = load_for_answers(folder if "adapter" in settings.parts else run.merged, finished.base.folder)
     with reporter.bar("read the rows", 1) as advance:
@@ -96,6 +103,24 @@ def _write_parts(run: RunDirectory, folder: Path, settings: PublishSettings, bas
     for path, kind in zip(paths, settings.gguf, strict=True):
         export_model(run.folder, folder / path, kind, Extras(name=name))
     return paths
+
+
+def _write_row_templates(run: RunDirectory, recipe: Recipe, folder: Path) -> None:
+    """Write the row templates that are files of the publisher's, under the last part of their names.
+
+    Raises:
+        DataError: one is not as it was when the rows were prepared, or its name is taken.
+    """
+    marker = run.marker("prepare")
+    for name in dict.fromkeys(source.rows for source in recipe.data.sources if is_template_file(source.rows)):
+        path = Path(name)
+        found = sha256_of_json(load_row_template(name).model_dump(mode="json"))
+        if marker is None or marker.inputs.get(name) != found:
+            raise DataError("the row template is no longer the one that the rows were read with", where=name)
+        if (folder / path.name).exists():
+            hint = "name the two files differently, and run it again"
+            raise DataError(f"two files that are published are called {path.name}", where=name, hint=hint)
+        shutil.copyfile(path, folder / path.name)
 
 
 def _answers(

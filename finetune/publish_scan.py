@@ -15,7 +15,7 @@ from finetune.publish_rows import RowTexts
 from finetune.secret_patterns import secrets_in
 from finetune.secret_values import SAMPLE_HOST
 
-ACCEPTED_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".md", ".yaml", ".txt", ".model"})
+ACCEPTED_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".md", ".yaml", ".yml", ".txt", ".model"})
 """Kinds of file that are published; the texts of a licence have no suffix."""
 LICENCE_FILES = re.compile(r"LICEN[CS]E.*|USE_POLICY.*|NOTICE.*", re.IGNORECASE)
 """Their texts are public, the addresses in them too."""

@@ -42,7 +42,7 @@ def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Rep
     public_labels(report.audit, settings.public_labels)
     reporter.say(f"licence: {decision.licence.id} ({decision.reason})")
     base = _find_base(report, lock, settings, reporter)
-    finished = Finished(run, published_report(report, lock), lock, base, decision, settings)
+    finished = Finished(run, published_report(report, lock), report.recipe, lock, base, decision, settings)
     private = describe_private((run.folder, settings.cache, base.folder, out.parent))
     with staged_folder(out) as staging:
         manifest = fill_folder(staging, finished, private, reporter)

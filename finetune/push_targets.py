@@ -13,7 +13,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCI
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.ASCII)
 _ACCEPTED = "org/name of the Hugging Face hub, folder:PATH, or an address such as s3://bucket/path"
 
-SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".gguf", ".yaml", ".model")
+SAFE_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".gguf", ".yaml", ".yml", ".model")
 SAFE_NAMES = ("LICENSE", "LICENSE.base", "NOTICE", "Modelfile")
 SAFE_PATTERNS = (*(f"*{suffix}" for suffix in SAFE_SUFFIXES), *SAFE_NAMES, *(f"*/{name}" for name in SAFE_NAMES))
 """What is sent and fetched: weights in safetensors or GGUF, and text; nothing that is pickled or run."""

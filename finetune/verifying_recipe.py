@@ -14,10 +14,12 @@ from evaluation.task_file import list_bundled_tasks
 from finetune.errors import DataError, nearest
 from finetune.publish_manifest import ADAPTER_FOLDER, Manifest, merged_folder
 from finetune.published import TEMPLATE_FILE, template_of
+from finetune.push_targets import is_safe_name
 from finetune.pypi import PYPI_PREFIX
 from finetune.recipe import Base
 from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_file import LoadedRecipe, load_recipe
+from finetune.row_template_files import is_template_file
 from finetune.rows import HUB_PREFIX
 from finetune.run_directory import HELD_OUT_TASK
 
@@ -51,8 +53,8 @@ def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, d
             "base": _base_here(recipe.base, folder, manifest, base),
             "data": recipe.data.model_copy(
                 update={
-                    "train": tuple(_here(source, given) for source in recipe.data.train),
-                    "held_out": _here(held_out, given) if isinstance(held_out, HeldOutSource) else held_out,
+                    "train": tuple(_here(source, given, folder) for source in recipe.data.train),
+                    "held_out": _here(held_out, given, folder) if isinstance(held_out, HeldOutSource) else held_out,
                 }
             ),
             "evaluation": recipe.evaluation.model_copy(update={"tasks": _known_tasks(recipe.evaluation.tasks)}),
@@ -92,8 +94,15 @@ def _parse_pairs(pairs: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _here(source: _Source, given: Mapping[str, Path]) -> _Source:
-    """Put a file of this machine in the place of one that was not published, if it is the same."""
+def _here(source: _Source, given: Mapping[str, Path], folder: Path) -> _Source:
+    """Put a file of this machine in the place of one that was not published, if it is the same.
+
+    A row template that is a file lies in the published folder.
+    """
+    if is_template_file(source.rows):
+        if not is_safe_name(source.rows) or not (folder / source.rows).is_file():
+            raise DataError("the row template was not published", where=source.rows)
+        source = source.model_copy(update={"rows": str(folder / source.rows)})
     if source.source in given:
         file = given[source.source]
         if not file.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from evaluation.files import sha256_of_file, write_model
 from evaluation.result_files import list_contenders, load_result
 from evaluation.runner import installed_versions
 from finetune.bases import hash_published_base
+from finetune.chat_templates import load_chat_template
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, PublishedBase, PublishedScore, load_manifest
 from finetune.run_directory import RunDirectory
 from finetune.verifying import SMALLEST_DIFFERENCE, Repeated
@@ -122,6 +124,34 @@ def folder(published: Published, tmp_path: Path) -> Path:
 
 def flat(outcome: Outcome) -> str:
     return " ".join(outcome.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_run_with_templates_of_its_own_is_published_and_verified(tmp_path: Path) -> None:
+    """Chat template and row template are files of the publisher's; whoever verifies has the untouched base."""
+    work = write_classification(tmp_path / "work" if (tmp_path / "work").mkdir() is None else tmp_path)
+    rows, chat = work.folder / "mine.yaml", work.folder / "mine.jinja"
+    rows.write_bytes(resources.files("finetune.data_templates").joinpath("classification.yaml").read_bytes())
+    chat.write_text(load_chat_template("alpaca"), encoding="utf-8")
+    recipe = yaml.safe_load(work.recipe.read_text())
+    recipe["base"]["chat_template"], recipe["data"]["train"][0]["rows"] = str(chat), str(rows)
+    work.recipe.write_text(yaml.safe_dump(recipe))
+    assert work.run().status == 0
+    folder, run = tmp_path / "published", work.folder / "run"
+    stated = ("--base-license", "apache-2.0", "--data-license", "own", "--cache", str(work.cache), "--to")
+    target = (f"folder:{tmp_path / 'shelf'}", "--as", "me/tiny", "--out", str(folder))
+    outcome = finetune_command("publish", str(run), *stated, *target)
+    assert outcome.status == 0, outcome.stderr
+    assert "answers: 3 of 3 as published" in outcome.stderr
+    assert (folder / "mine.yaml").read_bytes() == rows.read_bytes()
+    rows.unlink()
+    chat.unlink()
+    (work.base / "README.md").write_text("changes nothing", encoding="utf-8")
+    given = ("--base", str(work.base), "--data", f"rows.csv={work.folder / 'rows.csv'}")
+    outcome = finetune_command("verify", str(folder), "--cache", str(tmp_path / "other"), *given)
+    assert outcome.status == 0, outcome.stderr
+    assert "does not repeat" not in outcome.stderr
+    assert outcome.stderr.count("  repeats") >= 10
 
 
 @pytest.mark.slow
