@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -142,15 +142,16 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
 
 
 def read_weights(base: BaseFiles, without: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor]]:
-    """Yield every stored weight but some by its name, one at a time, in the order of the files."""
-    with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(safe_open(base.folder / name, framework="pt"))
-            for name in sorted(set(base.files.values()))
-        }
-        for name, file in sorted(base.files.items(), key=lambda item: (item[1], item[0])):
-            if name not in without:
-                yield name, opened[file].get_tensor(name)
+    """Yield every stored weight but some by its name, one at a time, in the order of the files.
+
+    A file is open only while its weights are read: what was read of an open one stays in this process's memory.
+    """
+    ordered = sorted(base.files.items(), key=lambda item: (item[1], item[0]))
+    for file, group in groupby(ordered, key=lambda item: item[1]):
+        with safe_open(base.folder / file, framework="pt") as opened:
+            for name, _ in group:
+                if name not in without:
+                    yield name, opened.get_tensor(name)
 
 
 def read_weight(base: BaseFiles, name: str, rows: slice = slice(None)) -> Tensor:
