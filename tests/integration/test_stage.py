@@ -28,6 +28,8 @@ from finetune.publishing import check_proofs
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import STAGES, RunDirectory
 
+pytestmark = pytest.mark.slow  # a whole run is made first
+
 STATED = ("--base-license", "apache-2.0", "--data-license", "cc-by-4.0")
 SECRET = "hf_" + "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1b"
 
@@ -184,8 +186,6 @@ asked = re.search(r'"content": "(.*?)"', code)[1]
 load, ask = code.split("messages = ", 1)
 exec(load)
 import json
-
-pytestmark = pytest.mark.slow  # a whole run is made first
 for answer in json.load(open(sys.argv[1] + "/publish.json", encoding="utf-8"))["answers"]:
     exec(("messages = " + ask).replace(asked, answer["messages"][0]["content"]))
     print("\\0")
