@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from gguf import GGUFReader
 from huggingface_hub import ModelCard
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
@@ -245,6 +246,7 @@ def test_gguf_alone_shows_no_answers_of_another_program(place: Workplace, tmp_pa
     outcome = publish(place, tmp_path / "gguf", "--part", "gguf:q8_0")
     assert outcome.status == 0, outcome.stderr
     assert load_manifest(tmp_path / "gguf").answers == ()
+    assert GGUFReader(tmp_path / "gguf/gguf/tiny-q8_0.gguf").fields["general.name"].contents() == "tiny"
     assert "llama-cli" in (tmp_path / "gguf/README.md").read_text(encoding="utf-8")
 
 

@@ -187,3 +187,10 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(folder)
     with pytest.raises(DataError, match="float16 cannot hold"):
         export_gguf(folder, tmp_path / "out.gguf", "f16", "tiny")
+
+
+def test_a_file_is_called_as_it_is_said_and_not_after_its_folder(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "client-acme")
+    for extras, name in ((Extras(llama_cpp=False, name="tiny"), "tiny"), (Extras(llama_cpp=False), "client-acme")):
+        export_model(folder, tmp_path / "out.gguf", "f32", extras)
+        assert GGUFReader(tmp_path / "out.gguf").fields["general.name"].contents() == name
