@@ -14,7 +14,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune.errors import DataError, ProofFailed
-from finetune.exporting import LARGEST_KL, prove_export
+from finetune.exporting import LARGEST_KL, Extras, export_model, prove_export
 from finetune.gguf import load_gguf
 from finetune.gguf_export import FILE_TYPES, Kind, export_gguf
 from finetune.gguf_tokenizer import LLAMA3_CUT
