@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from evaluation.runner import installed_versions
 from finetune.bases import hash_published_base
 from finetune.chat_templates import load_chat_template
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, PublishedBase, PublishedScore, load_manifest
+from finetune.published import template_of
 from finetune.run_directory import RunDirectory
 from finetune.verifying import SMALLEST_DIFFERENCE, Repeated
 
@@ -82,7 +84,7 @@ def publish(run: RunDirectory, base: Path, rows: Path, folder: Path) -> None:
         base=PublishedBase(model=base.name, revision=None, sha256=hash_published_base(base)),
         dtype="float32",
         quantization="nf4-double",
-        template_sha256="0" * 64,
+        template_sha256=sha256(template_of(base).encode()).hexdigest(),
         seed=0,
         versions=installed_versions(),
         scores=scores,
