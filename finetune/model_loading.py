@@ -78,7 +78,10 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
     if "/" in base.model:
         revision = f', revision="{base.revision}"' if base.revision else ""
         return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}"{revision}, dtype=torch.float32)'], ""
-    before = f" The base is a folder of the publisher's, `{base.model}`, whose files have the sha256 `{base.sha256}` (without the chat template)."
+    before = (
+        f" The base is a folder of the publisher's, `{base.model}`, whose files have the sha256 `{base.sha256}` "
+        "(without the chat template)."
+    )
     return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}", dtype=torch.float32)'], before
 
 

@@ -76,7 +76,9 @@ def index_rows(rows: Iterable[Sequence[str]], shared: Iterable[str] = ()) -> Row
     parts = [np.unique(np.concatenate([_parts(text) for text in row] or [_parts("")])) for row in rows]
     found, counts = np.unique(np.concatenate(parts or [_parts("")]), return_counts=True)
     most = max(2, int(MOST_ROWS * len(parts)))
-    allowed = np.concatenate([_parts(""), *(_rolling(text) for text in shared)])
+    # A class with the space beside it says no more than the class, also where a row goes on behind that space.
+    spaced = (f"{space}{text}{space}" for text in shared for space in (" ", "\n"))
+    allowed = np.concatenate([_parts(""), *(_rolling(text) for text in spaced)])
     return RowTexts(np.setdiff1d(found[counts <= most], allowed))
 
 

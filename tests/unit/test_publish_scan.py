@@ -329,3 +329,12 @@ def test_a_user_that_is_a_number_alone_has_no_name(monkeypatch: pytest.MonkeyPat
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     assert describe_private((), {}).users == ()
+
+
+def test_a_row_that_goes_on_behind_a_class_makes_no_class_private() -> None:
+    label = "Diseases of the respiratory system"
+    row = f"user\n{label} complicating childbirth and the time after it"
+    known = index_rows([[row]], [label])
+    assert list(known.find(f"| {label} | 18 |")) == []
+    assert list(known.find(f"\n{label}\n")) == []
+    assert list(known.find(row[5:]))
