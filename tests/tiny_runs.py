@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -206,3 +207,8 @@ def _restored() -> Iterator[None]:
             os.environ.update(environment)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, of which pytest may be one: they do not hear Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from tiny_runs import WORDS, Workplace, finetune_process, left_over, process_command, write_instructions
+from tiny_runs import WORDS, Workplace, finetune_process, hear_ctrl_c, left_over, process_command, write_instructions
 
 from finetune.run_directory import RunDirectory
 
@@ -73,11 +73,6 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             process_command(*arguments), stderr=stderr, start_new_session=True, preexec_fn=hear_ctrl_c
         )
-
-
-def hear_ctrl_c() -> None:
-    """Undo what a shell does to its background jobs, of which pytest may be one: they do not hear Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

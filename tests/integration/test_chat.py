@@ -14,7 +14,7 @@ import pexpect
 import pytest
 from rich.console import Console
 from talkative import ANSWERS, TUNED, talkative_run
-from tiny_runs import Outcome, finetune_command, process_command
+from tiny_runs import Outcome, finetune_command, hear_ctrl_c, process_command
 
 from evaluation.conversation import Conversation, Message
 from evaluation.task import Sample
@@ -430,6 +430,7 @@ def spawned(command: str, arguments: list[str], folder: Path) -> pexpect.spawn:
         dimensions=(40, 100),
         cwd=str(folder),
         env=environment,
+        preexec_fn=hear_ctrl_c,
     )
 
 
