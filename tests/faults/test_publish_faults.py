@@ -19,6 +19,8 @@ from tiny_runs import Outcome, finetune_command
 from finetune import pushing
 from finetune.publish_check import CheckJob, CheckResult, check_published, judged
 
+pytestmark = pytest.mark.slow  # a server and a repeated push each
+
 TOKEN = "hf_canaryCanaryCanaryCanaryCanary"
 REPO = "org/tiny"
 

@@ -23,6 +23,8 @@ from finetune.file_store import fetch_from_store, open_store, publish_to_store
 from finetune.publish_check import CheckJob, CheckResult, check_published, judged
 from finetune.publish_manifest import MANIFEST_FILE, load_manifest
 
+pytestmark = pytest.mark.slow  # a server and processes
+
 QUIET = Reporter(Console(quiet=True))
 
 

@@ -26,6 +26,8 @@ from finetune.published import template_of
 from finetune.run_directory import RunDirectory
 from finetune.verifying import SMALLEST_DIFFERENCE, Repeated
 
+pytestmark = pytest.mark.slow  # runs are scored again
+
 FIGURES = st.floats(-1e6, 1e6)
 
 
