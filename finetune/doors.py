@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.chat_text import as_json
 from evaluation.conversation import Conversation, Message
 from evaluation.rendering import IGNORE, Renderer, Unrenderable
-from evaluation.tokenizer import load_tokenizer
+from evaluation.tokenizer import fix_date, load_tokenizer
+from finetune.door_conversations import door_conversations
 from finetune.errors import ProofFailed
 from finetune.records import DoorProof
 
@@ -84,6 +85,21 @@ def as_the_base_speaks(renderer: Renderer, conversations: Iterable[Conversation]
     if renderer.tokenizer.chat_template:
         return list(conversations)
     return [Conversation(messages=one.messages[-1:], layout="plain") for one in conversations]
+
+
+def compare_tokenizers(
+    name: str, own: PreTrainedTokenizerBase, written: PreTrainedTokenizerBase, count: int
+) -> tuple[DoorProof, ...]:
+    """Send conversations through a model's tokenizer and the one that was written from it, both on the same day.
+
+    Raises:
+        ProofFailed: as for `compare_doors`.
+    """
+    for one in (own, written):
+        fix_date(one)
+    renderer = Renderer(own)
+    conversations = as_the_base_speaks(renderer, door_conversations(count))
+    return compare_doors(renderer, [tokenizer_door(name, written)], conversations)
 
 
 def _compare(door: Door, prompts: Sequence[tuple[Conversation, tuple[int, ...]]]) -> DoorProof:

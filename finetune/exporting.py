@@ -9,16 +9,15 @@ from typing import cast
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import LlamaModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaModel, PreTrainedModel
 
 from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, write_model, write_text
 from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import Renderer
-from evaluation.tokenizer import fix_date, load_tokenizer
+from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
-from finetune.door_conversations import door_conversations
-from finetune.doors import as_the_base_speaks, compare_doors, tokenizer_door
-from finetune.errors import DataError, ProofFailed
+from finetune.doors import compare_tokenizers
+from finetune.errors import ProofFailed
 from finetune.gguf import load_gguf
 from finetune.gguf_export import Kind, export_gguf, read_frequencies
 from finetune.gguf_names import read_shape
@@ -27,6 +26,7 @@ from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
 from finetune.merging_shards import open_base
 from finetune.modelfile import build_modelfile
 from finetune.records import DoorProof
+from finetune.run_directory import model_folder
 
 LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 0.05, "q4_1": 3.0, "q4_0": 3.0}
 """Mean KL divergence of the answers read back from the model's, in nats.
@@ -94,9 +94,7 @@ def export_model(model: Path, out: Path, kind: Kind, extras: Extras | None = Non
     asks_llama_cpp = has_llama_cpp() if wanted.llama_cpp is None else wanted.llama_cpp
     if asks_llama_cpp:
         require_llama_cpp()
-    folder = model / "merged" if (model / "merged" / "config.json").exists() else model
-    if not (folder / "config.json").exists():
-        raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
+    folder = model_folder(model)
     reporter = Reporter()
     beside = out.with_name(f"{out.name}.json")
     modelfile = _modelfile(folder, out) if wanted.modelfile else None
@@ -161,7 +159,7 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
             raise ProofFailed(f"the file's tokenizer cuts {text[:40]!r} differently", where=str(file))
     if read_tokenizer.chat_template != tokenizer.chat_template:
         raise ProofFailed("the file has another chat template", where=str(file))
-    doors = _compare_doors(tokenizer, read_tokenizer)
+    doors = compare_tokenizers("GGUF, transformers", tokenizer, read_tokenizer, DOOR_CONVERSATIONS)
     expected_NV, found_NV = _logits(before, ids), _logits(after.eval(), ids)
     asked = prove_with_llama_cpp(Files(file), after, Renderer(tokenizer), PROBE_TEXTS) if asks_llama_cpp else None
     log_p, log_q = torch.log_softmax(expected_NV, -1), torch.log_softmax(found_NV, -1)
@@ -182,15 +180,6 @@ def prove_export(folder: Path, file: Path, kind: Kind, asks_llama_cpp: bool = Fa
     if not proof.mean_kl <= limit:  # so that what is no number is refused, too
         raise ProofFailed(f"what is read back predicts otherwise: KL {proof.mean_kl:.1e} nats, the limit is {limit:g}")
     return proof
-
-
-def _compare_doors(tokenizer: PreTrainedTokenizerBase, read: PreTrainedTokenizerBase) -> tuple[DoorProof, ...]:
-    """Send conversations through the model's tokenizer and the file's, both on the same day."""
-    for one in (tokenizer, read):
-        fix_date(one)
-    renderer = Renderer(tokenizer)
-    conversations = as_the_base_speaks(renderer, door_conversations(DOOR_CONVERSATIONS))
-    return compare_doors(renderer, [tokenizer_door("GGUF, transformers", read)], conversations)
 
 
 @torch.inference_mode()

@@ -14,15 +14,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evaluation.files import sha256_of_folder, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import DTYPES, ModelSpec, Quantization
-from evaluation.rendering import IGNORE, Example, Renderer, Unrenderable
-from evaluation.tokenizer import fix_date, load_tokenizer
+from evaluation.rendering import IGNORE, Example, Unrenderable
+from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
 from finetune.door_conversations import door_conversations
-from finetune.doors import ANSWER, as_the_base_speaks, compare_doors, tokenizer_door
+from finetune.doors import ANSWER, as_the_base_speaks, compare_tokenizers
 from finetune.errors import DataError, ProofFailed
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
 from finetune.merging_shards import copy_tokenizer, stated_stops
 from finetune.records import DoorProof, MergeProof
+from finetune.run_directory import model_folder
 
 PROOF_FILE, MERGE_FILE = "export.json", "merge.json"
 CONVERSATIONS = 32
@@ -61,9 +62,7 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
         DataError: there is no such model.
         ProofFailed: what is loaded again is not what was quantized; nothing is written.
     """
-    folder = model / "merged" if (model / "merged" / "config.json").exists() else model
-    if not (folder / "config.json").exists():
-        raise DataError("no model in this folder", where=str(model), hint="name a run that was merged, or a model")
+    folder = model_folder(model)
     if out.exists():
         raise DataError("there is something there already", where=str(out), hint="name another folder")
     _refuse_its_own_grid(folder, kind)
@@ -90,7 +89,9 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
             max_logit_difference_reloaded=largest_difference(in_memory, found),
             mean_kl=mean_kl(expected, found),
             agreement=agreement(expected, found),
-            doors=_compare_doors(folder, staging, kind),
+            doors=compare_tokenizers(
+                f"{kind}, plain transformers", load_tokenizer(folder), load_tokenizer(staging), CONVERSATIONS
+            ),
             sha256=sha256_of_folder(staging),
         )
         _check(proof, str(out))
@@ -130,16 +131,6 @@ def _check(proof: QuantizedProof, where: str) -> None:
             where=where,
             hint="look at the merged model: does it answer? or take int8, or full precision",
         )
-
-
-def _compare_doors(folder: Path, written: Path, kind: Bits) -> tuple[DoorProof, ...]:
-    """Send conversations through the model's tokenizer and the one that was written, both on the same day."""
-    tokenizers = (load_tokenizer(folder), load_tokenizer(written))
-    for one in tokenizers:
-        fix_date(one)
-    renderer = Renderer(tokenizers[0])
-    conversations = as_the_base_speaks(renderer, door_conversations(CONVERSATIONS))
-    return compare_doors(renderer, [tokenizer_door(f"{kind}, plain transformers", tokenizers[1])], conversations)
 
 
 def _build_probe(model: LanguageModel) -> Probe:

@@ -208,3 +208,15 @@ class RunDirectory:
 def hash_of(path: Path) -> str:
     """Hash a file, or a folder with everything in it."""
     return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
+
+
+def model_folder(named: Path) -> Path:
+    """Return the merged model of a run, or the model folder itself.
+
+    Raises:
+        DataError: it is neither.
+    """
+    folder = named / "merged" if (named / "merged" / "config.json").exists() else named
+    if not (folder / "config.json").exists():
+        raise DataError("no model in this folder", where=str(named), hint="name a run that was merged, or a model")
+    return folder
