@@ -82,16 +82,17 @@ def open_in_llama_cpp(file: Path, lora: Path | None = None, threads: int = 1, co
     said, _ = _listen()
     said.clear()
     try:
-        llama = Llama(
-            str(file),
-            lora_path=str(lora) if lora else None,
-            n_ctx=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            type_k=GGML_TYPE_F32,
-            type_v=GGML_TYPE_F32,
-            verbose=False,
-        )
+        with _weights_as_stored():
+            llama = Llama(
+                str(file),
+                lora_path=str(lora) if lora else None,
+                n_ctx=context,
+                n_threads=threads,
+                n_threads_batch=threads,
+                type_k=GGML_TYPE_F32,
+                type_v=GGML_TYPE_F32,
+                verbose=False,
+            )
     except (RuntimeError, ValueError) as error:
         reason = said[-1] if said else str(error)
         raise DataError(f"llama.cpp cannot load it: {reason}", where=str(lora or file)) from error
@@ -104,6 +105,30 @@ def open_in_llama_cpp(file: Path, lora: Path | None = None, threads: int = 1, co
         yield LlamaCpp(llama)
     finally:
         llama.close()
+
+
+@contextmanager
+def _weights_as_stored() -> Iterator[None]:
+    """Have llama.cpp compute on weights as the file has them, and not on copies laid out anew for this processor.
+
+    On processors with AMX the copies of quantized weights end the process with SIGSEGV:
+    https://github.com/ggml-org/llama.cpp/issues/20824, open when 0.3.36 was current. `Llama` of llama-cpp-python has no
+    argument for it, so the defaults that it starts from are changed.
+    """
+    from llama_cpp import llama_cpp
+
+    defaults = llama_cpp.llama_model_default_params
+
+    def as_stored() -> llama_cpp.llama_model_params:
+        parameters: llama_cpp.llama_model_params = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    llama_cpp.llama_model_default_params = as_stored
+    try:
+        yield
+    finally:
+        llama_cpp.llama_model_default_params = defaults
 
 
 @cache
