@@ -15,7 +15,6 @@ from finetune.adapter_comparing import describe_change, likeness
 from finetune.adapter_extracting import extract_adapter
 from finetune.bases import resolve_base
 from finetune.console import Reporter
-from finetune.contenders import load_run_base
 from finetune.errors import DataError
 from finetune.merging_check import prove_folded
 from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_shards, open_base
@@ -25,6 +24,7 @@ from finetune.peft_writing import write_lora
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
+from finetune.run_lock import find_run_base, load_lock
 
 SHOWN_MODULES = 12
 """Modules that a table names; the rest is summed up."""
@@ -191,7 +191,8 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
     """
     run = RunDirectory(adapter.folder.parent)
     if named is None and run.recipe.exists() and run.lock_file.exists():
-        return open_base(load_run_base(load_recipe(str(run.recipe), []).recipe, run, cache, reporter).folder)
+        recipe = load_recipe(str(run.recipe), []).recipe
+        return open_base(find_run_base(recipe.base, load_lock(run), cache, reporter.say).folder)
     name = named or adapter.config.base_model_name_or_path
     if name is None:
         raise DataError(

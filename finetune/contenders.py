@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from evaluation.model import ModelSpec, Quantization
 from finetune.adapter import adapter_hash
-from finetune.bases import ResolvedBase, resolve_base
-from finetune.console import Reporter
-from finetune.errors import DataError
+from finetune.bases import ResolvedBase
 from finetune.recipe import Recipe
 from finetune.records import MergeProof
 from finetune.run_directory import RunDirectory
@@ -18,36 +14,6 @@ from finetune.scoring import Contender
 
 QUANTIZED_MERGES = {"merged_nf4": Quantization("nf4"), "merged_int8": Quantization("int8")}
 """Contenders that are the merged model stored anew in fewer bits, as `finetune export --quantize` writes it."""
-
-
-class _Lock(BaseModel):
-    """What is read of recipe.lock.json."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    base: str
-    base_sha256: str
-
-
-def load_run_base(recipe: Recipe, run: RunDirectory, cache: Path, reporter: Reporter) -> ResolvedBase:
-    """Find the base of a run at the commit it was trained on, and check that it is that one.
-
-    Raises:
-        DataError: it is another one now, or the run has no lock.
-    """
-    try:
-        lock = _Lock.model_validate_json(run.lock_file.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(
-            "the run's lock is missing or damaged", where=str(run.lock_file), hint="run it again"
-        ) from error
-    name, _, commit = lock.base.rpartition("@")
-    wanted = recipe.base.model_copy(update={"revision": commit}) if name == recipe.base.model else recipe.base
-    base = resolve_base(wanted, cache, reporter.say)
-    if base.sha256 != lock.base_sha256:
-        what = f"the base is not the one that the run was made from (sha256 {base.sha256}, was {lock.base_sha256})"
-        raise DataError(what, where=base.identity, hint="put it back, or run the recipe again")
-    return base
 
 
 def trained_spec(recipe: Recipe, run: RunDirectory, base_folder: Path) -> ModelSpec:

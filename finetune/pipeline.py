@@ -9,39 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
 from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
-from finetune.recipe import Base, Recipe
+from finetune.recipe import Recipe
 from finetune.recipe_data import Source
 from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
 from finetune.rows import resolve_source
 from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
+from finetune.run_lock import Lock, load_lock
 
 Inputs = dict[str, str]
-
-
-class Lock(BaseModel):
-    """recipe.lock.json: what the recipe's names stood for when it was run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    recipe_sha256: str
-    base: str
-    """What was used, pinned: a hub model has its commit behind an @."""
-    base_revision: str | None
-    """What the recipe asked for."""
-    base_sha256: str
-    base_origin: str
-    sources: dict[str, str]
-    seed: int
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,7 +74,8 @@ def run_recipe(
 def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter) -> Run:
     """Fetch and hash what the recipe names."""
     recipe = loaded.recipe
-    base = resolve_base(_pinned(recipe.base, directory), cache, reporter.say)
+    pinned = load_lock(directory).pin(recipe.base) if directory.lock_file.exists() else recipe.base
+    base = resolve_base(pinned, cache, reporter.say)
     sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
     return Run(loaded, directory, cache, reporter, base, sources)
 
@@ -113,18 +98,6 @@ def _write_down(run: Run) -> None:
         yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
     )
     write_model(directory.lock_file, lock)
-
-
-def _pinned(base: Base, directory: RunDirectory) -> Base:
-    """Return the base at the commit that this run resolved before, so that a branch that moves does not move it."""
-    try:
-        lock = Lock.model_validate_json(directory.lock_file.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return base
-    name, _, commit = lock.base.rpartition("@")
-    if name != base.model or lock.base_revision != base.revision:
-        return base
-    return base.model_copy(update={"revision": commit})
 
 
 def _run_stage(run: Run, stage: Stage) -> None:

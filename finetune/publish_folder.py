@@ -17,7 +17,6 @@ from finetune.bases import ResolvedBase, hash_published_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.licences import Decision
-from finetune.pipeline import Lock
 from finetune.publish_answers import ANSWERS, QUESTIONS, answer_questions, load_for_answers
 from finetune.publish_card import CardInputs, write_card
 from finetune.publish_licence import write_licence_files
@@ -39,6 +38,7 @@ from finetune.recipe import Recipe
 from finetune.report_contents import Report
 from finetune.row_template_files import is_template_file, load_row_template
 from finetune.run_directory import RunDirectory
+from finetune.run_lock import Lock
 
 GGUF_FOLDER = "gguf"
 

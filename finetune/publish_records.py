@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.files import write_model, write_text
-from finetune.pipeline import Lock
 from finetune.publish_manifest import PublishedScore
 from finetune.pypi import PYPI_PREFIX
 from finetune.recipe import Recipe
@@ -18,6 +17,7 @@ from finetune.recipe_data import HeldOutSource, Source
 from finetune.records import Audit, Environment, MergeProof, StageTime, TrainingSummary
 from finetune.report_contents import Fingerprint, MergeCheck, Report, TaskReport, Verdict
 from finetune.rows import HUB_PREFIX
+from finetune.run_lock import Lock
 
 RECIPE_FILE, RESULTS_FILE, DATA_FILE = "recipe.yaml", "results.json", "data.json"
 FROM_HUB = "the Hugging Face hub"

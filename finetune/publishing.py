@@ -8,12 +8,10 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from evaluation.files import sha256_of_file, staged_folder
-from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError, ProofFailed
 from finetune.licences import Decision, base_input, data_inputs, work_out
 from finetune.peft_weights import ADAPTER_FILE
-from finetune.pipeline import Lock
 from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
 from finetune.publish_parts import MERGE_FILE, hash_without_proof
@@ -25,6 +23,7 @@ from finetune.records import MergeProof
 from finetune.report_contents import Report
 from finetune.report_figures import memory
 from finetune.run_directory import STAGES, RunDirectory
+from finetune.run_lock import Lock, find_run_base, load_lock
 
 
 def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Reporter) -> Manifest:
@@ -37,11 +36,11 @@ def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Rep
     check_finished(run)
     check_proofs(run, settings.parts)
     _refuse_used(out)
-    report, lock = _load_report(run), _load_lock(run)
+    report, lock = _load_report(run), load_lock(run)
     decision = _decide(report, lock, settings)
     public_labels(report.audit, settings.public_labels)
     reporter.say(f"licence: {decision.licence.id} ({decision.reason})")
-    base = _find_base(report, lock, settings, reporter)
+    base = find_run_base(report.recipe.base, lock, settings.cache, reporter.say)
     finished = Finished(run, published_report(report, lock), report.recipe, lock, base, decision, settings)
     private = describe_private((run.folder, settings.cache, base.folder, out.parent))
     with staged_folder(out) as staging:
@@ -92,7 +91,7 @@ def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
 
 def local_base(run: RunDirectory) -> Path | None:
     """Return the folder of a base that nobody else can fetch; none where the base has a public name."""
-    path = Path(_load_lock(run).base)
+    path = Path(load_lock(run).base)
     return path if path.is_dir() else None
 
 
@@ -116,28 +115,12 @@ def _decide(report: Report, lock: Lock, settings: PublishSettings) -> Decision:
     return work_out(inputs, settings.license, settings.name)
 
 
-def _find_base(report: Report, lock: Lock, settings: PublishSettings, reporter: Reporter) -> ResolvedBase:
-    _, commit = base_name(lock)
-    asked = report.recipe.base.model_copy(update={"revision": commit or report.recipe.base.revision})
-    base = resolve_base(asked, settings.cache, reporter.say)
-    if base.sha256 != lock.base_sha256:
-        raise DataError("the base is no longer the one that was trained from", where=asked.model)
-    return base
-
-
 def _load_report(run: RunDirectory) -> Report:
     try:
         return Report.model_validate_json((run.folder / "report.json").read_bytes())
     except ValidationError as error:
         what = "report.json was written by another version of this program, or is damaged"
         raise DataError(what, where=str(run.folder), hint="write it again: finetune report") from error
-
-
-def _load_lock(run: RunDirectory) -> Lock:
-    try:
-        return Lock.model_validate_json(run.lock_file.read_bytes())
-    except (FileNotFoundError, ValidationError) as error:
-        raise DataError("recipe.lock.json is missing or damaged", where=str(run.folder), hint="run it again") from error
 
 
 def _refuse_used(out: Path) -> None:

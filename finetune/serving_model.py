@@ -23,13 +23,13 @@ from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
 from finetune.console import Reporter
-from finetune.contenders import load_run_base
 from finetune.errors import DataError
 from finetune.exporting import ExportProof
 from finetune.peft_config import CONFIG_FILE
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
+from finetune.run_lock import find_run_base, load_lock
 from finetune.voices import named_adapter
 
 SETTINGS_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
@@ -102,7 +102,7 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
         return ServedModel(_name(path.resolve() if path.exists() else path), base.folder, gguf, adapters)
     recipe = load_recipe(str(run.recipe), []).recipe
     if adapters:
-        base = load_run_base(recipe, run, cache, reporter)
+        base = find_run_base(recipe.base, load_lock(run), cache, reporter.say)
         return ServedModel("base", base.folder, None, ((recipe.name, run.adapter), *adapters))
     if not (run.merged / "config.json").is_file():
         hint = f"finetune merge {run.recipe} --out {run.folder}"

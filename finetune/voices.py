@@ -16,7 +16,7 @@ from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.bases import resolve_base
 from finetune.console import Reporter
-from finetune.contenders import load_run_base, trained_spec
+from finetune.contenders import trained_spec
 from finetune.errors import DataError, TaskError, nearest
 from finetune.machine import computes_bfloat16, settle_dtypes
 from finetune.merging_shards import check_fits, open_base
@@ -25,6 +25,7 @@ from finetune.peft_weights import open_peft_folder
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
+from finetune.run_lock import find_run_base, load_lock
 
 BASE = "base"
 """Name of the base under its adapters."""
@@ -124,7 +125,7 @@ def _voices_of_run(wanted: Wanted, run: RunDirectory, cache: Path, reporter: Rep
         return (Voice("merged", load_language_model(ModelSpec(run.merged, dtype=recipe.merge.dtype))),)
     if not (run.adapter / CONFIG_FILE).is_file():
         raise DataError("this run is not trained yet", where=wanted.named, hint="finish it with `finetune run`")
-    base = load_run_base(recipe, run, cache, reporter)
+    base = find_run_base(recipe.base, load_lock(run), cache, reporter.say)
     adapters = [(recipe.name, run.adapter), *(named_adapter(text) for text in wanted.adapters)]
     return _voices(trained_spec(recipe, run, base.folder), adapters, BASE)
 

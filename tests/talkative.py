@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,11 @@ from tiny_model import build_model, build_tokenizer
 from transformers import LlamaForCausalLM
 
 from evaluation.conversation import Conversation, Message
+from evaluation.files import write_model
 from evaluation.inference import pad_examples
 from evaluation.rendering import Renderer
 from finetune.bases import hash_model_folder
+from finetune.run_lock import Lock
 
 ANSWERS = {
     "Which word is it?": "It is fever.",
@@ -86,8 +87,12 @@ def write_talkative_run(folder: Path) -> Path:
         "merge": {"dtype": "float32"},
     }
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    lock = {"base": str(base), "base_sha256": hash_model_folder(base)}
-    (run / "recipe.lock.json").write_text(json.dumps(lock), encoding="utf-8")
+    sha256 = hash_model_folder(base)
+    lock = Lock(
+        recipe_sha256="0" * 64, base=str(base), base_revision=None, base_sha256=sha256, base_origin="a local folder",
+        sources={}, seed=0, versions={},
+    )  # fmt: skip
+    write_model(run / "recipe.lock.json", lock)
     return run
 
 

@@ -315,7 +315,7 @@ def test_the_adapter_of_a_run_is_taken_with_the_runs_own_commit(
         asked.append(base)
         return resolve_base(Base(model=str(run.parent / "base")), cache, announce)
 
-    monkeypatch.setattr("finetune.contenders.resolve_base", resolve)
+    monkeypatch.setattr("finetune.run_lock.resolve_base", resolve)
     adapter = open_peft_folder(own / "adapter")
     assert find_base(adapter, None, tmp_path, Reporter()).folder == run.parent / "base"
     assert [base.revision for base in asked] == ["abc"]

@@ -6,12 +6,12 @@ import pytest
 from report_inputs import audit, digest, inputs, recipe
 
 from finetune.errors import DataError
-from finetune.pipeline import Lock
 from finetune.publish_records import base_name, published_recipe, published_report, published_scores, shown_source
 from finetune.publish_rows import BLOCK, LABEL_ROWS, LONG_LABEL_ROWS, public_labels
 from finetune.recipe import Evaluation, Recipe
 from finetune.recipe_data import HeldOutSource, TrainSource
 from finetune.report import build_report
+from finetune.run_lock import Lock
 
 PATHS = ("/srv/people/anna/cases.jsonl", "./data/cases.jsonl", "..\\data\\cases.jsonl", "C:\\Users\\anna\\cases.jsonl")
 
