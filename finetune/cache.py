@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pydantic import JsonValue
-
 import evaluation
 import finetune
 from evaluation.files import sha256_of_file, sha256_of_json
@@ -90,10 +88,14 @@ def code_hash() -> str:
 
     What other code made is never taken for what this code makes.
     """
+    return sha256_of_json([source_hash(), platform.python_version(), [[name, _version(name)] for name in LIBRARIES]])
+
+
+def source_hash() -> str:
+    """Hash the source files of both packages, as 64 hex digits."""
     folders = [Path(str(package.__file__)).parent for package in (evaluation, finetune)]
     files = sorted(path for folder in folders for path in folder.glob("*.py"))
-    sources: list[JsonValue] = [[path.parent.name, path.name, sha256_of_file(path)] for path in files]
-    return sha256_of_json([sources, platform.python_version(), [[name, _version(name)] for name in LIBRARIES]])
+    return sha256_of_json([[path.parent.name, path.name, sha256_of_file(path)] for path in files])
 
 
 def is_intact(entry: Path, sha256: str) -> bool:

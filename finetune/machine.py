@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import signal
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,12 @@ PACKAGES = (
 )
 """Packages whose versions decide a result."""
 
+UNDECISIVE = {"pip", "prompt-toolkit", "psutil", "rich", "typer"}
+"""Packages that this program needs and that decide no result: they fetch, print and ask."""
+
+INSTRUCTIONS = ("fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
+"""Flags of processors (Linux names) by which torch and oneDNN choose kernels: another kernel rounds otherwise."""
+
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -37,6 +44,13 @@ PR_SET_PDEATHSIG = 1
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide a result."""
     return {name: version(name) for name in PACKAGES}
+
+
+def all_versions() -> dict[str, str]:
+    """Return the versions of this program and of every package it needs that has a say in a result, sorted."""
+    needed = (re.match(r"[\w.-]+", line) for line in requires("finetune-recipes") or [] if "extra ==" not in line)
+    names = {match[0].lower().replace("_", "-") for match in needed if match} | {"finetune-recipes"}
+    return {name: version(name) for name in sorted(names - UNDECISIVE)}
 
 
 def peak_memory_bytes() -> int:
@@ -82,12 +96,23 @@ def describe_environment() -> Environment:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
+        instructions=(torch.backends.cpu.get_cpu_capability(), *(i for i in INSTRUCTIONS if i in _processor_flags())),
         cpu_count=os.cpu_count() or 1,
         torch_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        driver=_driver() if torch.cuda.is_available() else None,
         versions=versions(),
     )
+
+
+def _driver() -> str | None:
+    try:
+        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    return found[0] if found else None
 
 
 def _has_gpu() -> bool:
@@ -104,7 +129,7 @@ def _processor_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def _processor() -> str:

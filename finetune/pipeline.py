@@ -23,7 +23,7 @@ from finetune.records import StageTime
 from finetune.row_templates import load_row_template
 from finetune.rows import resolve_source
 from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
-from finetune.run_lock import Lock, load_lock
+from finetune.run_lock import load_lock
 
 Inputs = dict[str, str]
 
@@ -82,22 +82,11 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
 
 def _write_down(run: Run) -> None:
     """Write the recipe and its lock, now that something is made from them."""
-    recipe, base, directory = run.recipe, run.base, run.directory
-    lock = Lock(
-        recipe_sha256=sha256_of_json(recipe.model_dump(mode="json")),
-        base=base.identity,
-        base_revision=recipe.base.revision,
-        base_sha256=base.sha256,
-        base_origin=base.origin,
-        sources=run.sources,
-        seed=recipe.seed,
-        versions=versions(),
-    )
-    write_text(
-        directory.recipe,
-        yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
-    )
-    write_model(directory.lock_file, lock)
+    from finetune.run_locking import build_lock
+
+    document = run.recipe.model_dump(mode="json", exclude_none=True)
+    write_text(run.directory.recipe, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    write_model(run.directory.lock_file, build_lock(run.recipe, run.base, run.sources, run.directory))
 
 
 def _run_stage(run: Run, stage: Stage) -> None:

@@ -301,10 +301,14 @@ class Environment(_Record):
     python: str
     platform: str
     processor: str
+    instructions: tuple[str, ...] = ()
+    """What of a processor decides which kernels compute: its vector instructions, and torch's choice among them."""
     cpu_count: int
     torch_threads: int
     memory_bytes: int
     device: str
+    driver: str | None = None
+    """Version of the GPU's driver; none on a CPU."""
     versions: dict[str, str]
 
 

@@ -13,10 +13,52 @@ from finetune.recipe import Base
 from finetune.run_directory import RunDirectory
 
 
-class Lock(BaseModel):
-    """What was used, pinned."""
-
+class _Locked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LockedInputs(_Locked):
+    """What went in, by content. A hash is that of sha256, as 64 hex digits."""
+
+    base_files: dict[str, str]
+    """File of the base (weights, configuration, tokenizer) → hash."""
+    tokenizer_sha256: str
+    """Of the tokenizer's whole definition and its special tokens."""
+    chat_template_sha256: str
+    row_templates: dict[str, str]
+    """Row template as the recipe names it → hash of what it says."""
+    task_files: dict[str, str]
+    """Task that is no part of the run, as the recipe names it → hash with its samples."""
+    rows: dict[str, int] | None = None
+    """Source → rows in it; none before the data were prepared."""
+
+
+class LockedMachine(_Locked):
+    """Where the adapter was trained: what decides how sums are rounded."""
+
+    python: str
+    platform: str
+    processor: str
+    instructions: tuple[str, ...]
+    threads: int
+    """Of torch."""
+    device: str
+    driver: str | None
+    devices: int
+    """Processes that trained together."""
+
+
+class LockedProgram(_Locked):
+    """This program as it was."""
+
+    code_sha256: str
+    """Of the source files of both packages."""
+    commit: str | None
+    """Of the checkout that it ran from; none where it was installed from a package."""
+
+
+class Lock(_Locked):
+    """What was used, pinned."""
 
     recipe_sha256: str
     base: str
@@ -28,6 +70,12 @@ class Lock(BaseModel):
     sources: dict[str, str]
     seed: int
     versions: dict[str, str]
+    inputs: LockedInputs | None = None
+    """None in locks from before runs could be repeated by them."""
+    machine: LockedMachine | None = None
+    """None until something was trained."""
+    program: LockedProgram | None = None
+    """None where `inputs` is."""
 
     def pin(self, base: Base) -> Base:
         """Return a base at the commit that was used, so that a branch that moves does not move it.
