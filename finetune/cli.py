@@ -19,6 +19,7 @@ from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
 from finetune.publish_cli import publish
 from finetune.push_cli import pull, push, verify
+from finetune.repeat_cli import diff, rerun
 from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 2 recipe, 3 data, 4 training stopped, 5 proof failed, 6 this machine cannot do it.",
+    epilog="Exit codes: 2 recipe, 3 data, 4 training stopped, 5 proof failed, 6 this machine cannot do it, "
+    "7 a repeated run came out otherwise.",
 )
 
 
@@ -221,6 +223,10 @@ def list_things(
             listing.list_templates()
         case Listed.runs:
             listing.list_runs(runs)
+
+
+app.command("rerun", epilog="Example: finetune rerun --locked runs/icd10-quickstart")(rerun)
+app.command("diff", epilog="Example: finetune diff runs/icd10-quickstart runs/icd10-lora")(diff)
 
 
 app.add_typer(adapter)

@@ -6,7 +6,8 @@ UserError                anything a user can mend (from the lower package)
 ├── DataError       3
 ├── TrainingStopped 4    training was stopped before its end by a guard
 ├── ProofFailed     5
-└── MachineError    6
+├── MachineError    6
+└── NotRepeated     7    a run that was repeated came out otherwise
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from evaluation.errors import DataError, MachineError, ProofFailed, TaskError, U
 __all__ = [
     "DataError",
     "MachineError",
+    "NotRepeated",
     "Problem",
     "ProofFailed",
     "RecipeError",
@@ -56,3 +58,9 @@ class TrainingStopped(UserError):
     """Training was stopped before its end by a guard: a non-finite loss, an adapter that does not move."""
 
     exit_code = 4
+
+
+class NotRepeated(UserError):
+    """A run that was repeated from its lock came out otherwise; names what differs first."""
+
+    exit_code = 7

@@ -17,7 +17,6 @@ from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Recipe
-from finetune.recipe_data import Source
 from finetune.recipe_file import LoadedRecipe
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
@@ -76,7 +75,7 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     recipe = loaded.recipe
     pinned = load_lock(directory).pin(recipe.base) if directory.lock_file.exists() else recipe.base
     base = resolve_base(pinned, cache, reporter.say)
-    sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
+    sources = {s.label: resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
     return Run(loaded, directory, cache, reporter, base, sources)
 
 
@@ -207,10 +206,6 @@ _WORK: dict[Stage, Callable[[Run], None]] = {
 
 def _hash(section: BaseModel | None) -> str:
     return sha256_of_json(section.model_dump(mode="json") if section else None)
-
-
-def _source_name(source: Source) -> str:
-    return f"{source.source} [{source.split}]" if source.split else source.source
 
 
 def _examples_hash(directory: RunDirectory) -> str:

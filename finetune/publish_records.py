@@ -146,11 +146,11 @@ def _base_fields(recipe: Recipe, lock: Lock) -> dict[str, str | None]:
 
 
 def _published_source(source: _Source, lock: Lock) -> _Source:
-    key = f"{source.source} [{source.split}]" if source.split else source.source
     return source.model_copy(
         update={
             "source": shown_source(source.source),
-            "sha256": source.sha256 or (None if source.source.startswith(HUB_PREFIX) else lock.sources.get(key)),
+            "sha256": source.sha256
+            or (None if source.source.startswith(HUB_PREFIX) else lock.sources.get(source.label)),
             "rows": _last_part(source.rows),
         }
     )

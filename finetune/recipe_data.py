@@ -32,6 +32,11 @@ class Source(Section):
     limit: Count | None = None
     """At most this many rows, drawn by content hash and seed rather than from the top of the file."""
 
+    @property
+    def label(self) -> str:
+        """What the source is called in a lock: a data set of the hub with its split."""
+        return f"{self.source} [{self.split}]" if self.split else self.source
+
 
 class TrainSource(Source):
     """Rows that are trained on."""
