@@ -28,10 +28,11 @@ def check_recipes(recipes: Sequence[str], settings: Sequence[str], *, here: bool
     """Check recipes, print every problem, and return the exit code: 0, or 2 if any recipe has a problem."""
     console = Console(soft_wrap=True, highlight=False)
     status = 0
+    broken = _package_problems() if here else []
     for name in recipes:
         try:
             loaded = load_recipe(name, settings)
-            problems = _machine_problems(loaded) if here else []
+            problems = [*_machine_problems(loaded), *broken] if here else []
             if problems:
                 raise RecipeError(problems)
             console.print(f"[green]ok[/] {escape(str(loaded.file))}")
@@ -39,6 +40,17 @@ def check_recipes(recipes: Sequence[str], settings: Sequence[str], *, here: bool
             console.print(escape(str(error)))
             status = RecipeError.exit_code
     return status
+
+
+def _package_problems() -> list[Problem]:
+    """Check that the installed libraries are what this program takes them for."""
+    from finetune.upstream_contracts import check_contracts
+
+    try:
+        check_contracts()
+    except UserError as error:
+        return [Problem(error.where, error.what, error.hint)]
+    return []
 
 
 def _machine_problems(loaded: LoadedRecipe) -> list[Problem]:

@@ -161,7 +161,9 @@ def _prepare(run: Run) -> None:
 def _train(run: Run) -> None:
     from finetune.launch import count_devices, launch_training
     from finetune.training_job import TrainingJob
+    from finetune.upstream_contracts import check_contracts
 
+    check_contracts()
     write_model(run.directory.environment, describe_environment())
     name, revision = run.base.published
     job = TrainingJob(

@@ -36,9 +36,9 @@ def _alike(what: str, same: bool | None) -> str:
     return f"the same {what}, bit by bit" if same else f"another {what}"
 
 
-def _empty(title: str, *columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title=escape(title), title_justify="left", title_style="bold")
-    for column in columns:
+def _empty(*header: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in header:
         table.add_column(escape(column), overflow="fold")
     return table
 
@@ -46,7 +46,7 @@ def _empty(title: str, *columns: str) -> Table:
 def _table(title: str, found: RunDiff, lines: Sequence[Line]) -> Table:
     if not lines:
         return _empty(title)
-    table = _empty(title, "", found.one, found.other)
+    table = _empty(title, found.one, found.other)
     for line in lines:
         cells = [escape(cell) for cell in (line.key, _shown(line.one), _shown(line.other))]
         table.add_row(*cells, style=None if line.differs else "dim")
@@ -54,10 +54,10 @@ def _table(title: str, found: RunDiff, lines: Sequence[Line]) -> Table:
 
 
 def _score_table(task: str, found: RunDiff, lines: Sequence[ScoreLine]) -> Table:
-    table = _empty(f"scores on {task}", "", found.one, found.other, "difference, paired [95 %]", "")
+    table = _empty(f"scores on {task}", found.one, found.other, "difference, paired [95 %]", "")
     for contender in dict.fromkeys(line.contender for line in lines):
         own = [line for line in lines if line.contender == contender]
-        table.add_row(escape(contender), "", "", "every answer the same" if own[0].same_outputs else "", style="bold")
+        table.add_row(escape(contender), "", "", "all answers the same" if own[0].same_outputs else "", style="bold")
         for line in own:
             if not line.same_outputs:
                 cells = (_estimate(line.one), _estimate(line.other), *_difference(line))

@@ -180,7 +180,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 
 @pytest.mark.slow
-def test_a_whole_run_repeats_bit_by_bit(whole: Workplace, tmp_path: Path) -> None:
+def test_a_whole_run_repeats_bit_by_bit(whole: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     outcome = rerun(whole, "--locked", "--out", str(tmp_path / "again"))
     assert outcome.status == 0, outcome.stderr
     assert "bit-identical" in outcome.stderr
@@ -188,7 +189,7 @@ def test_a_whole_run_repeats_bit_by_bit(whole: Workplace, tmp_path: Path) -> Non
     assert shown.status == 0, shown.stderr
     for told in ("recipe: the same", "the same adapter, bit by bit", "the same merged model, bit by bit"):
         assert told in shown.stdout
-    assert shown.stdout.count("every answer the same") == 5
+    assert shown.stdout.count("all answers the same") == 5
 
 
 @pytest.mark.slow
@@ -217,18 +218,22 @@ def test_a_repetition_that_comes_out_otherwise_is_told_to_the_tensor(
 
 
 @pytest.mark.slow
-def test_diff_names_settings_rows_and_outcomes(whole: Workplace, tmp_path: Path) -> None:
+def test_diff_names_settings_rows_and_outcomes(
+    whole: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     other = tmp_path / "other"
-    changed = whole.run("--set", "training.learning_rate=0.01", "--set", "seed=1", out=other)
+    changed = whole.run("--set", "training.learning_rate=0.01", "--set", "data.held_out.fraction=0.3", out=other)
     assert changed.status == 0, changed.stderr
     found = json.loads(finetune_command("diff", str(whole.folder / "run"), str(other), "--json").stdout)
     settings = {line["key"]: (line["one"], line["other"]) for line in found["recipe"]}
-    assert settings == {"training.learning_rate": (0.02, 0.01), "seed": (0, 1)}
-    assert {line["key"] for line in found["lock"]} == {"seed"}
+    assert settings == {"training.learning_rate": (0.02, 0.01), "data.held_out.fraction": (0.2, 0.3)}
+    assert found["lock"] == []
+    assert "train.examples" in {line["key"] for line in found["rows"]}
     training = {line["key"]: (line["one"], line["other"]) for line in found["training"]}
-    assert training["steps"][0] == training["steps"][1]
+    assert training["tokens"][0] != training["tokens"][1]
     assert training["last loss"][0] != training["last loss"][1]
-    assert all(line["difference"] is None for line in found["scores"]), "another seed holds out other rows"
+    assert all(line["difference"] is None for line in found["scores"]), "other rows are held out"
     shown = finetune_command("diff", str(whole.folder / "run"), str(other)).stdout
     assert "not the same samples" in shown
     assert "training.learning_rate" in shown
