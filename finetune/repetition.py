@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from safetensors import safe_open
 
 from evaluation.files import sha256_of_file
 from evaluation.result_files import list_contenders, list_tasks, load_result
-from finetune.run_directory import OUTPUTS, RunDirectory, Stage
+from finetune.run_directory import OUTPUTS, STAGES, RunDirectory
 
 MEASURED_ANEW = frozenset(
     {
@@ -31,7 +32,15 @@ MEASURED_ANEW = frozenset(
 )
 """Keys of a run's JSON files that tell of time, memory, cache and machine, which no two runs have in common."""
 
-COMPARED: tuple[Stage, ...] = ("prepare", "train", "merge", "evaluate", "report")
+TIMED = (
+    "data/audit.json",
+    "training/metrics.jsonl",
+    "training/summary.json",
+    "merged/merge.json",
+    "evaluation/*/*.json",
+    "report.json",
+)
+"""Files that tell of such things. Any other file is the same byte by byte, or is not the same."""
 PAGES = ("report.html", "report.md")
 """Written from report.json, with the times in it."""
 
@@ -128,7 +137,7 @@ def same_but_for_times(value: JsonValue) -> JsonValue:
 def _names(one: RunDirectory, other: RunDirectory) -> list[str]:
     """List the files of the stages, relative to the run, stage by stage and by name."""
     found: list[str] = []
-    for stage in COMPARED:
+    for stage in STAGES:
         if one.marker(stage) is None:
             continue
         for output in OUTPUTS[stage]:
@@ -152,7 +161,7 @@ def _compare(one: Path, other: Path, name: str) -> FileDifference | None:
         return None
     if ours.suffix == ".safetensors":
         return FileDifference(name, compare_weights(ours, theirs))
-    if ours.suffix in (".json", ".jsonl") and _records(ours) == _records(theirs):
+    if any(fnmatch(name, pattern) for pattern in TIMED) and _records(ours) == _records(theirs):
         return None
     return FileDifference(name)
 
@@ -173,13 +182,17 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float | None:
 
 
 def _moved_scores(one: RunDirectory, other: RunDirectory) -> Iterator[ScoreDifference]:
-    for contender in list_contenders(one.evaluation):
-        for task in list_tasks(one.evaluation, contender):
-            if not (other.evaluation / contender / f"{task}.json").is_file():
-                continue
-            ours, _ = load_result(one.evaluation, contender, task)
-            theirs, _ = load_result(other.evaluation, contender, task)
-            for metric in sorted(ours.metrics.keys() & theirs.metrics.keys()):
-                was, found = ours.metrics[metric].value, theirs.metrics[metric].value
-                if was != found:
-                    yield ScoreDifference(task, contender, metric, was, found)
+    ours, theirs = _figures(one), _figures(other)
+    for where in sorted(ours.keys() & theirs.keys()):
+        if ours[where] != theirs[where]:
+            yield ScoreDifference(*where, ours[where], theirs[where])
+
+
+def _figures(run: RunDirectory) -> dict[tuple[str, str, str], float]:
+    """Read every figure of a run: task, contender and metric → value."""
+    return {
+        (task, contender, metric): estimate.value
+        for contender in list_contenders(run.evaluation)
+        for task in list_tasks(run.evaluation, contender)
+        for metric, estimate in load_result(run.evaluation, contender, task)[0].metrics.items()
+    }

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from finetune.upstream_contracts import Contract
+from finetune.upstream import Contract
 from finetune.upstream_training import small_llama
 
 _CLOSE = 1e-4
@@ -58,12 +58,12 @@ def _forward_can_be_replaced() -> bool:
 
 
 def _adapted() -> PeftModel:
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], bias="none")
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["o_proj"], bias="none")
     return cast(PeftModel, get_peft_model(small_llama(), config))
 
 
 def _keys_of_adapters() -> bool:
-    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    module = "base_model.model.model.layers.0.self_attn.o_proj"
     found = get_peft_model_state_dict(_adapted(), save_embedding_layers=False)
     return set(found) == {f"{module}.lora_A.weight", f"{module}.lora_B.weight"}
 

@@ -17,7 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from finetune.upstream_contracts import Contract
+from finetune.upstream import Contract
 
 VOCABULARY = 16
 

@@ -59,24 +59,6 @@ def test_a_killed_run_completes_when_started_again(place: Workplace, stage: Stag
     assert (run.merged / "model.safetensors").read_bytes() == (uninterrupted.merged / "model.safetensors").read_bytes()
 
 
-def test_two_processes_elsewhere_make_the_same_adapter(place: Workplace, tmp_path: Path) -> None:
-    hashes = {adapter_hash(RunDirectory(place.folder / "run").adapter)}
-    for number, language in enumerate(("C", "C.UTF-8")):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        elsewhere = write_classification(folder)
-        environment = {
-            "PYTHONHASHSEED": str(number + 1),
-            "HOME": str(folder),
-            "TZ": ("Pacific/Chatham", "America/Caracas")[number],
-            "LC_ALL": language,
-        }
-        outcome = finetune_process(*elsewhere.arguments(command="train"), environment=environment)
-        assert outcome.status == 0, outcome.stderr
-        hashes.add(adapter_hash(RunDirectory(folder / "run").adapter))
-    assert len(hashes) == 1
-
-
 def kill_in(stage: Stage, command: list[str], delay: float) -> None:
     """Start a command, wait until it announces a stage and a little longer, and kill it with all its children."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -57,6 +57,11 @@ def test_the_first_tensor_is_named_with_the_largest_difference(pair: tuple[RunDi
     assert str(file) == "adapter/adapter_model.safetensors: 2 of 3 tensors differ, first b, by at most 0.5"
 
 
+def test_a_row_that_speaks_of_seconds_is_a_row(pair: tuple[RunDirectory, RunDirectory]) -> None:
+    (pair[1].data / "train.jsonl").write_text('{"a": 1, "seconds": 2}\n', encoding="utf-8")
+    assert [str(file) for file in compare_outcomes(*pair).files] == ["data/train.jsonl differs"]
+
+
 def test_a_loss_in_its_last_digit_is_a_difference(pair: tuple[RunDirectory, RunDirectory]) -> None:
     (pair[1].training / "metrics.jsonl").write_text(json.dumps({"loss": 1.5000000000000002, "seconds": 9}) + "\n")
     assert [str(file) for file in compare_outcomes(*pair).files] == ["training/metrics.jsonl differs"]

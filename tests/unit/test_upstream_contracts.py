@@ -21,7 +21,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from finetune import upstream_models, upstream_training
 from finetune.checking import check_recipes
 from finetune.errors import MachineError
-from finetune.upstream_contracts import Contract, all_contracts, broken_contracts, check_contracts
+from finetune.upstream import Contract, broken_contracts
+from finetune.upstream_contracts import all_contracts, check_contracts
 
 Fake = Callable[[pytest.MonkeyPatch], None]
 
