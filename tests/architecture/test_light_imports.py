@@ -26,6 +26,8 @@ LIGHT = {
     "import evaluation": "import evaluation.cli",
     "finetune --help": "from finetune.cli import main; main(['--help'])",
     "finetune run --help": "from finetune.cli import main; main(['run', '--help'])",
+    "finetune rerun --help": "from finetune.cli import main; main(['rerun', '--help'])",
+    "finetune diff --help": "from finetune.cli import main; main(['diff', '--help'])",
     "finetune check": "from finetune.cli import main; main(['check', 'icd10-quickstart'])",
     "finetune list": "from finetune.cli import main; main(['list'])",
     "finetune list templates": "from finetune.cli import main; main(['list', 'templates'])",
