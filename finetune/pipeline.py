@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel
 
 from evaluation.files import sha256_of_json, write_model, write_text
@@ -18,6 +17,7 @@ from finetune.console import Reporter
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Recipe
 from finetune.recipe_file import LoadedRecipe
+from finetune.recipe_written import spell_out
 from finetune.records import StageTime
 from finetune.row_templates import load_row_template
 from finetune.rows import resolve_source
@@ -83,8 +83,7 @@ def _write_down(run: Run) -> None:
     """Write the recipe and its lock, now that something is made from them."""
     from finetune.run_locking import build_lock
 
-    document = run.recipe.model_dump(mode="json", exclude_none=True)
-    write_text(run.directory.recipe, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    write_text(run.directory.recipe, spell_out(run.recipe))
     write_model(run.directory.lock_file, build_lock(run.recipe, run.base, run.sources, run.directory))
 
 

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.files import write_model, write_text
@@ -14,6 +13,7 @@ from finetune.publish_manifest import PublishedScore
 from finetune.pypi import PYPI_PREFIX
 from finetune.recipe import Recipe
 from finetune.recipe_data import HeldOutSource, Source
+from finetune.recipe_written import spell_out
 from finetune.records import Audit, Environment, MergeProof, StageTime, TrainingSummary
 from finetune.report_contents import Fingerprint, MergeCheck, Report, TaskReport, Verdict
 from finetune.rows import HUB_PREFIX
@@ -81,8 +81,7 @@ def published_recipe(recipe: Recipe, lock: Lock) -> Recipe:
 
 def write_records(folder: Path, report: Report, lock: Lock) -> None:
     """Write recipe.yaml, results.json and data.json from a report that `published_report` has made."""
-    document = report.recipe.model_dump(mode="json", exclude_none=True)
-    write_text(folder / RECIPE_FILE, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    write_text(folder / RECIPE_FILE, spell_out(report.recipe))
     results = Results(
         name=report.name,
         verdict=report.verdict,

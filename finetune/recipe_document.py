@@ -32,6 +32,11 @@ class Finding:
     line: int | None = None
     place: str = ""
 
+    @property
+    def is_idle(self) -> bool:
+        """Say whether the key is right and gives nothing to do, beside the others."""
+        return self.what.startswith("has no effect")
+
 
 def dotted(path: KeyPath) -> str:
     """The key as it is written for `--set`: `data.train.0.rows`."""

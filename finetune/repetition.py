@@ -184,7 +184,7 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float | None:
 def _moved_scores(one: RunDirectory, other: RunDirectory) -> Iterator[ScoreDifference]:
     ours, theirs = _figures(one), _figures(other)
     for where in sorted(ours.keys() & theirs.keys()):
-        if ours[where] != theirs[where]:
+        if repr(ours[where]) != repr(theirs[where]):  # what is no number is equal to itself here
             yield ScoreDifference(*where, ours[where], theirs[where])
 
 

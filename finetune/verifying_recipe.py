@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from evaluation.files import sha256_of_file
 from evaluation.task_file import list_bundled_tasks
 from finetune.errors import DataError, nearest
@@ -19,6 +17,7 @@ from finetune.pypi import PYPI_PREFIX
 from finetune.recipe import Base
 from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_file import LoadedRecipe, load_recipe
+from finetune.recipe_written import spell_out
 from finetune.row_template_files import is_template_file
 from finetune.rows import HUB_PREFIX
 from finetune.run_directory import HELD_OUT_TASK
@@ -61,8 +60,7 @@ def load_published_recipe(folder: Path, manifest: Manifest, base: Path | None, d
         }
     )
     written = folder.with_name(f"verify-{RECIPE_FILE}")
-    document = changed.model_dump(mode="json", exclude_none=True)
-    written.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    written.write_text(spell_out(changed), encoding="utf-8")
     return load_recipe(str(written))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_model import write_tiny_base
 from tiny_runs import Outcome, Workplace, finetune_command, write_classification
 from transformers import set_seed
 
-from finetune import adapter, rerunning
+from finetune import adapter, rerunning, upstream_models
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import load_lock
 
@@ -169,6 +170,16 @@ def test_damaged_outputs_no_run_and_a_used_folder_are_refused(place: Workplace, 
     assert (outcome.status, "no finished run" in flat(outcome)) == (3, True)
     outcome = finetune_command("diff", str(tmp_path), str(run.folder))
     assert (outcome.status, "no run in this folder" in flat(outcome)) == (3, True)
+
+
+def test_nothing_is_trained_where_a_library_is_not_what_it_is_taken_for(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_models, "GGUF_SUPPORTED_ARCHITECTURES", [])
+    outcome = place.run(command="train")
+    assert outcome.status == 6, outcome.stderr
+    assert f"transformers {version('transformers')} breaks an assumption: GGUF files" in flat(outcome)
+    assert "loading the base" not in outcome.stderr
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import JsonValue
 from report_inputs import audit, inputs
+from smallest_recipe import write_smallest
 from tiny_model import write_tiny_base
 
+import finetune
 from evaluation.files import write_model
-from finetune import run_locking
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.machine import INSTRUCTIONS, PACKAGES, UNDECISIVE, all_versions, describe_environment, settle_dtypes
 from finetune.recipe import Base, Recipe
 from finetune.recipe_file import load_recipe, shipped_recipes
+from finetune.recipe_written import spell_out
 from finetune.records import TrainingSummary
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import Lock
-from finetune.run_locking import build_lock, lock_inputs, lock_machine, recipe_hash
+from finetune.run_locking import _commit, build_lock, lock_inputs, lock_machine, recipe_hash
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +40,27 @@ def recipe() -> Recipe:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_recipe_that_a_run_wrote_is_the_one_that_it_ran(name: str, tmp_path: Path) -> None:
-    ran = settle_dtypes(load_recipe(name).recipe, bfloat16=True)
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(ran.model_dump(mode="json", exclude_none=True), sort_keys=False), encoding="utf-8")
+    check_read_again(load_recipe(name).recipe, tmp_path)
+
+
+@pytest.mark.parametrize("kept", [{}, {"leakage": {"on_overlap": "set_aside"}}, {"augmentation": {"case": 0.1}}])
+def test_so_is_one_without_validation_rows(kept: dict[str, JsonValue], tmp_path: Path) -> None:
+    smallest = write_smallest(tmp_path)
+    document = yaml.safe_load(smallest.read_text(encoding="utf-8"))
+    document["data"] |= kept
+    smallest.write_text(yaml.safe_dump(document), encoding="utf-8")
+    recipe = load_recipe(str(smallest)).recipe
+    assert recipe.data.validation is None
+    check_read_again(recipe, tmp_path)
+
+
+def check_read_again(recipe: Recipe, folder: Path) -> None:
+    ran = settle_dtypes(recipe, bfloat16=True)
+    file = folder / "recipe.yaml"
+    file.write_text(spell_out(ran), encoding="utf-8")
     assert recipe_hash(settle_dtypes(load_recipe(str(file)).recipe, bfloat16=False)) == recipe_hash(ran)
+    file.write_text(spell_out(Recipe.model_validate_json(ran.model_dump_json())), encoding="utf-8")
+    assert recipe_hash(load_recipe(str(file)).recipe) == recipe_hash(ran)
 
 
 def test_a_lock_is_the_same_every_time_and_sorted(base: ResolvedBase, recipe: Recipe, tmp_path: Path) -> None:
@@ -100,5 +120,5 @@ def test_instructions_are_flags_and_torchs_choice() -> None:
 
 
 def test_an_installed_program_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(run_locking.finetune, "__file__", str(tmp_path / "site-packages" / "finetune" / "__init__.py"))
-    assert run_locking._commit() is None
+    monkeypatch.setattr(finetune, "__file__", str(tmp_path / "site-packages" / "finetune" / "__init__.py"))
+    assert _commit() is None
