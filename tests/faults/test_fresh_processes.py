@@ -124,7 +124,7 @@ def test_fresh_processes_elsewhere_come_out_the_same(first: RunDirectory, tmp_pa
         shutil.rmtree(run.folder.parent)
     assert (len(hosts) == len(others)) is HOST_OF_ITS_OWN
     figures.report(
-        "Faults",
+        "Repeats",
         "fresh process, other directory, PYTHONHASHSEED, HOME, host name, locale, time zone, umask, open files: same"
         " adapter, merged model, data, answers, report.json but for times, and lock",
         len(others),
