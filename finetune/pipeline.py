@@ -15,6 +15,8 @@ from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
+from finetune.disk_faults import disk_faults_told
+from finetune.disk_space import Sizes, bytes_for, require_space
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Base, Recipe
 from finetune.recipe_data import Source
@@ -55,6 +57,12 @@ class Run:
     base: ResolvedBase
     sources: dict[str, str]
     """Source → hash of its content."""
+    source_files: tuple[Path, ...]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Return what the sizes of its outputs follow from."""
+        return Sizes(self.recipe, self.directory, self.base.folder, self.source_files)
 
     @property
     def recipe(self) -> Recipe:
@@ -78,10 +86,11 @@ def run_recipe(
     """
     directory = RunDirectory(folder)
     loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
-    with directory.hold():
+    with disk_faults_told("looking for what the recipe names", folder, cache), directory.hold():
         run = _resolve(loaded, directory, cache, reporter)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            _run_stage(run, stage)
+            with disk_faults_told(stage, folder, cache):
+                _run_stage(run, stage)
     if until == "report":
         reporter.say(f"open {folder / 'report.html'}")
     return directory
@@ -91,8 +100,9 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     """Fetch and hash what the recipe names."""
     recipe = loaded.recipe
     base = resolve_base(_pinned(recipe.base, directory), cache, reporter.say)
-    sources = {_source_name(s): resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
-    return Run(loaded, directory, cache, reporter, base, sources)
+    found = {_source_name(s): resolve_source(s, cache, reporter.say) for s in recipe.data.sources}
+    hashes = {name: source.sha256 for name, source in found.items()}
+    return Run(loaded, directory, cache, reporter, base, hashes, tuple(source.path for source in found.values()))
 
 
 def _write_down(run: Run) -> None:
@@ -134,6 +144,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
         run.reporter.say(f"{stage}: finished, skipped")
         return
     run.reporter.say(f"{stage}: {stale}")
+    require_space(run.directory.folder, bytes_for(stage, run.sizes), stage, run.cache)
     began = time.perf_counter()
     _WORK[stage](run)
     _write_down(run)
