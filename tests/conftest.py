@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from dataclasses import asdict
 
 import pytest
-from figures import Figure, Figures
+from figures import BOARDS, Figure, Figures
 from xdist.workermanage import WorkerController
 
 FIGURES = pytest.StashKey[Figures]()
@@ -62,7 +62,7 @@ def pytest_testnodedown(node: WorkerController) -> None:
 def figures(request: pytest.FixtureRequest) -> Figures:
     """Return the figures that a test reports; its folder says on which board they are."""
     found = request.config.stash[FIGURES]
-    return Figures(found.full, found.lines, "data" if "data" in request.path.parts else "faults")
+    return Figures(found.full, found.lines, next(board for board in BOARDS if f"/{board}/" in str(request.path)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
