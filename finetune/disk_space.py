@@ -31,7 +31,7 @@ before, the newest, one being written) of the weights, their two moments in Adam
 BYTES_PER_SAMPLE = 4096
 """An answer with its prompt, for each contender."""
 EVERY_CONTENDER = get_args(Contender)
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "f32": 4, "bfloat16": 2, "float16": 2}
 LARGEST_HEADER = 100 * MEBIBYTE
 """That safetensors allows."""
 
@@ -58,8 +58,7 @@ def bytes_for(stage: Stage, sizes: Sizes) -> int:
             )
         case "merge":
             two = recipe.quantization is not None and recipe.merge.onto == "best"  # both are written, and one is kept
-            base = sum(prod(shape) for shape in weight_shapes(sizes.base_folder).values())
-            return SMALL_FILES + (1 + two) * base * DTYPE_BYTES[recipe.merge.dtype]
+            return (1 + two) * weights_bytes(sizes.base_folder, recipe.merge.dtype)
         case "evaluate":
             samples = sizes.run.data / "held_out.jsonl"
             count = samples.read_bytes().count(b"\n") if samples.exists() else 0
@@ -84,6 +83,11 @@ def require_space(folder: Path, needed: int, what: str, cache: Path | None = Non
             where=str(folder),
             hint=what_to_free(folder, cache),
         )
+
+
+def weights_bytes(folder: Path, dtype: str) -> int:
+    """Return what a model's weights take in a type; the narrower ones of GGUF take no more than bfloat16."""
+    return SMALL_FILES + sum(map(prod, weight_shapes(folder).values())) * DTYPE_BYTES.get(dtype, 2)
 
 
 def free_bytes(folder: Path) -> int:

@@ -27,6 +27,10 @@ from finetune.disk_space import (
     weight_shapes,
 )
 from finetune.errors import DataError, MachineError
+from finetune.exporting import export_model
+from finetune.merging_shards import fold_shards, open_base
+from finetune.peft_weights import open_peft_folder
+from finetune.quantizing import export_quantized
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import STAGES, RunDirectory, Stage
 
@@ -112,6 +116,26 @@ def test_nothing_is_begun_without_the_room(place: Workplace, tmp_path: Path, dis
     assert not run.training.exists()
     assert run.marker("prepare")
     assert len(outcome.stderr.splitlines()) < 24
+
+
+def test_exports_and_folds_are_not_begun_without_the_room(
+    place: Workplace, tmp_path: Path, disk: Callable[[int], None]
+) -> None:
+    recipe = tiny_recipe(place.base)
+    adapted = build_adapter(load_base(ModelSpec(place.base, dtype="float32", device="cpu")), recipe.adapter, 0)
+    adapted.save_pretrained(tmp_path / "adapter")
+    disk(SMALL_FILES)
+    begun: list[Callable[[], None]] = [
+        lambda: export_model(place.base, tmp_path / "out" / "model.gguf", "f16"),
+        lambda: export_quantized(place.base, tmp_path / "out" / "int8", "int8"),
+        lambda: fold_shards(
+            open_base(place.base), open_peft_folder(tmp_path / "adapter"), tmp_path / "out" / "merged", "float32"
+        ),
+    ]
+    for begin in begun:
+        with pytest.raises(MachineError, match="of disk, and 16 MiB are free"):
+            begin()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_could_be_freed_is_named_with_its_size(tmp_path: Path, disk: Callable[[int], None]) -> None:
