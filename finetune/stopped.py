@@ -6,6 +6,7 @@ stopped/adapter/     the adapter as it was before (stopped/adapter-1/ where proc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from finetune.records import StoppedRow
 from finetune.training_guards import NotFinite, WeightGuard
 from finetune.training_job import TrainingJob
 from finetune.training_trainer import Batching, RecipeTrainer
+
+WRITTEN_SECONDS = 60
+"""How long the other processes wait for the first one to write."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,26 @@ def keeping_evidence(witness: Witness) -> Iterator[None]:
     try:
         yield
     except NotFinite as fault:
-        batching = witness.trainer.batching
-        own = fault.position is not None  # all processes meet a gradient or a weight, and one alone a loss
-        if not own and batching.rank != 0:
-            raise
-        rows = witness.job.run.stopped / "rows.jsonl"
+        told = _testify(witness, fault)
+        raise TrainingStopped(f"{fault.what}. {told}", where=fault.where, hint=fault.hint) from fault
+
+
+def _testify(witness: Witness, fault: NotFinite) -> str:
+    """Write the adapter and, last of all, the rows; say where they are."""
+    batching, stopped = witness.trainer.batching, witness.job.run.stopped
+    alone = fault.position is not None  # all processes meet a gradient or a weight, and one of them a loss
+    folder = stopped / (f"adapter-{batching.rank}" if alone and batching.rank else "adapter")
+    rows = stopped / "rows.jsonl"
+    steps = witness.weights.settle(witness.trainer.state.global_step)
+    if alone or batching.rank == 0:
+        if steps:
+            with staged_folder(folder) as staging:
+                witness.write_adapter(staging)
         write_jsonl(rows, _rows(witness, batch_of(batching, fault.step, fault.position)))
-        kept = _keep_adapter(witness, batching.rank)
-        raise TrainingStopped(
-            f"{fault.what}. The rows of its batch are listed in {rows}{kept}", where=fault.where, hint=fault.hint
-        ) from fault
+    else:
+        _wait_for(rows)  # the first process that ends has torchrun end the others
+    kept = f", and the adapter of step {steps} is in {folder}" if steps else "; nothing had been learned before it"
+    return f"The rows of its batch are listed in {rows}{kept}"
 
 
 def batch_of(batching: Batching, step: int, position: int | None) -> list[tuple[int, MicroBatch]]:
@@ -85,11 +99,7 @@ def _names(file: Path, wanted: set[int]) -> dict[int, str]:
         return {index: line.rstrip("\n") for index, line in enumerate(first) if index in wanted}
 
 
-def _keep_adapter(witness: Witness, rank: int) -> str:
-    steps = witness.weights.settle(witness.trainer.state.global_step)
-    if not steps:
-        return "; nothing had been learned before it"
-    folder = witness.job.run.stopped / ("adapter" if rank == 0 else f"adapter-{rank}")
-    with staged_folder(folder) as staging:
-        witness.write_adapter(staging)
-    return f", and the adapter of step {steps} is in {folder}"
+def _wait_for(file: Path) -> None:
+    until = time.monotonic() + WRITTEN_SECONDS
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.05)
