@@ -15,7 +15,7 @@ from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
-from finetune.disk_faults import disk_faults_told
+from finetune.disk_faults import TellingDiskFaults
 from finetune.disk_space import Sizes, bytes_for, require_space
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Base, Recipe
@@ -86,10 +86,10 @@ def run_recipe(
     """
     directory = RunDirectory(folder)
     loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
-    with disk_faults_told("looking for what the recipe names", folder, cache), directory.hold():
+    with TellingDiskFaults("looking for what the recipe names", folder, cache), directory.hold():
         run = _resolve(loaded, directory, cache, reporter)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            with disk_faults_told(stage, folder, cache):
+            with TellingDiskFaults(stage, folder, cache):
                 _run_stage(run, stage)
     if until == "report":
         reporter.say(f"open {folder / 'report.html'}")
