@@ -285,6 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if TRACEBACK in given:
             raise
+        from finetune.disk_faults import as_told, disk_fault
+
+        number = disk_fault(error)
+        if number is not None:
+            _fail(str(as_told(number, "the command", Path.cwd(), None)), MachineError.exit_code)
         # torch's own error is known by its name, since torch is not imported here.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             hint = "lower training.tokens_per_micro_batch, add `quantization:`, or use a larger machine"

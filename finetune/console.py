@@ -75,6 +75,10 @@ class TrainingBar:
         self._task = task
         self._steps = steps
 
+    def note(self, text: str) -> None:
+        """Print a line beside the bar."""
+        self._reporter.say(f"  {text}")
+
     def update(self, step: int, loss: float, tokens_per_second: float, validation_loss: float | None) -> None:
         """Show a finished step."""
         status = f"loss {loss:.3f}  {tokens_per_second:.0f} tokens/s"

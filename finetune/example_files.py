@@ -17,6 +17,8 @@ from evaluation.rendering import IGNORE, Example
 
 EXAMPLES_A_BATCH = 1000
 """Examples written at once."""
+TRAIN_ROWS = "train_rows.txt"
+"""Beside train.arrow: the file:line that each example comes from, one a line, in the order of the examples."""
 FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
 
 

@@ -16,6 +16,7 @@ from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
+from finetune.disk_space import require_space, weights_bytes
 from finetune.doors import compare_tokenizers
 from finetune.errors import ProofFailed
 from finetune.gguf import load_gguf
@@ -98,6 +99,7 @@ def export_model(model: Path, out: Path, kind: Kind, extras: Extras | None = Non
     reporter = Reporter()
     beside = out.with_name(f"{out.name}.json")
     modelfile = _modelfile(folder, out) if wanted.modelfile else None
+    require_space(out.parent, weights_bytes(folder, kind), "the export")
     with staged_file(out) as staging:
         with reporter.bar(f"write {kind}", len(open_base(folder).files)) as advance:
             export_gguf(folder, staging, kind, wanted.name or _name(model), advance)

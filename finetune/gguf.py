@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from evaluation.files import staged_folder
 from finetune.cache import CONVERTER_VERSION, gguf_entry, locked
+from finetune.disk_space import SMALL_FILES, require_space
 from finetune.errors import DataError
 
 _MAGIC = b"GGUF"
@@ -43,6 +44,7 @@ def convert_gguf(file: Path, content_sha256: str, cache: Path, announce: Callabl
         _check_magic(file)
         announce(f"converting {file.name} to safetensors (once; kept in the cache)")
         model, tokenizer = load_gguf(file.parent, file.name)
+        require_space(entry.parent, SMALL_FILES + 4 * model.num_parameters(), f"{file.name} as safetensors", cache)
         with _quiet(), staged_folder(entry) as staging:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)

@@ -14,6 +14,7 @@ from typing import Literal
 from evaluation.files import STAGING_PREFIX, write_text
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError, Problem, RecipeError, TrainingStopped, UserError
+from finetune.process_ends import how_ended
 from finetune.training_job import TrainingJob
 
 JOB_FILE = f"{STAGING_PREFIX}training-job.json"
@@ -71,9 +72,7 @@ def launch_training(job: TrainingJob, reporter: Reporter) -> None:
 def _what_stopped(job: TrainingJob, status: int) -> UserError:
     file = job.run_folder / ERROR_FILE
     if not file.exists():
-        return TrainingStopped(
-            f"a training process died (torchrun ended with status {status})", where="training.devices"
-        )
+        return TrainingStopped(f"a training process died: torchrun {how_ended(status)}", where="training.devices")
     said = json.loads(file.read_text(encoding="utf-8"))
     if said["kind"] == RecipeError.__name__:
         return RecipeError([Problem("training.devices", said["what"])])

@@ -22,6 +22,7 @@ from evaluation.files import staged_folder
 from evaluation.model import DTYPES
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
+from finetune.disk_space import require_space, weights_bytes
 from finetune.errors import DataError
 from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 
@@ -99,6 +100,7 @@ def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, adv
         DataError: the adapter does not belong to this base; nothing is written.
     """
     check_fits(base, adapter)
+    require_space(out.parent, weights_bytes(base.folder, dtype), "the merge")
     with staged_folder(out) as staging:
         writer = _ShardWriter(staging)
         for name, weight in _folded(base, adapter):

@@ -14,6 +14,8 @@ from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
+from finetune.disk_faults import TellingDiskFaults
+from finetune.disk_space import Sizes, bytes_for, require_space
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Recipe
 from finetune.recipe_file import LoadedRecipe
@@ -38,6 +40,12 @@ class Run:
     base: ResolvedBase
     sources: dict[str, str]
     """Source → hash of its content."""
+    source_files: tuple[Path, ...]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Return what the sizes of its outputs follow from."""
+        return Sizes(self.recipe, self.directory, self.base.folder, self.source_files)
 
     @property
     def recipe(self) -> Recipe:
@@ -61,10 +69,11 @@ def run_recipe(
     """
     directory = RunDirectory(folder)
     loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
-    with directory.hold():
+    with TellingDiskFaults("looking for what the recipe names", folder, cache), directory.hold():
         run = _resolve(loaded, directory, cache, reporter)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            _run_stage(run, stage)
+            with TellingDiskFaults(stage, folder, cache):
+                _run_stage(run, stage)
     if until == "report":
         reporter.say(f"open {folder / 'report.html'}")
     return directory
@@ -75,8 +84,9 @@ def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporte
     recipe = loaded.recipe
     pinned = load_lock(directory).pin(recipe.base) if directory.lock_file.exists() else recipe.base
     base = resolve_base(pinned, cache, reporter.say)
-    sources = {s.label: resolve_source(s, cache, reporter.say).sha256 for s in recipe.data.sources}
-    return Run(loaded, directory, cache, reporter, base, sources)
+    found = {s.label: resolve_source(s, cache, reporter.say) for s in recipe.data.sources}
+    hashes = {name: source.sha256 for name, source in found.items()}
+    return Run(loaded, directory, cache, reporter, base, hashes, tuple(source.path for source in found.values()))
 
 
 def _write_down(run: Run) -> None:
@@ -94,6 +104,7 @@ def _run_stage(run: Run, stage: Stage) -> None:
         run.reporter.say(f"{stage}: finished, skipped")
         return
     run.reporter.say(f"{stage}: {stale}")
+    require_space(run.directory.folder, bytes_for(stage, run.sizes), stage, run.cache)
     began = time.perf_counter()
     _WORK[stage](run)
     _write_down(run)

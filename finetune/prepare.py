@@ -20,7 +20,7 @@ from evaluation.template_laws import check_template
 from finetune.audit_table import audit_table
 from finetune.console import Reporter
 from finetune.errors import DataError
-from finetune.example_files import write_examples
+from finetune.example_files import TRAIN_ROWS, write_examples
 from finetune.prepare_audit import build_audit
 from finetune.prepare_chunks import Rendering, render_chunks, renderer_hash
 from finetune.prepare_examples import load_renderer, scored_settings, train_settings, validation_settings
@@ -81,8 +81,9 @@ def _render_parts(prepared: Prepared, recipe: Recipe, rendering: Rendering, fold
             chunks = render_chunks(how, prepared.table.rows(numbers.tolist()), advance)
             return part.examples(chunks, numbers, keep)
 
-        with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
-            keep = functools.partial(_keep_train, prepared, file)
+        rows, sources = folder / "train.jsonl", folder / TRAIN_ROWS
+        with rows.open("w", encoding="utf-8") as samples, sources.open("w", encoding="utf-8") as names:
+            keep = functools.partial(_keep_train, prepared, samples, names)
             write_examples(folder / "train.arrow", examples(prepared.train, parts.train, training, keep))
         if recipe.data.validation is not None:
             unaltered = replace(training, settings=validation_settings(recipe))
@@ -92,8 +93,11 @@ def _render_parts(prepared: Prepared, recipe: Recipe, rendering: Rendering, fold
         deque(examples(prepared.held_out, parts.held_out, scored, prepared.keep_sample), maxlen=0)
 
 
-def _keep_train(prepared: Prepared, file: TextIO, row: StoredRow, conversation: Conversation) -> None:
-    file.write(sample_of(row, conversation).model_dump_json() + "\n")
+def _keep_train(
+    prepared: Prepared, samples: TextIO, names: TextIO, row: StoredRow, conversation: Conversation, examples: int
+) -> None:
+    samples.write(sample_of(row, conversation).model_dump_json() + "\n")
+    names.write(f"{row.id}\n" * examples)
     prepared.observed.see(row, conversation)
 
 

@@ -67,12 +67,12 @@ class Prepared:
         if self.audit is not None:
             write_model(folder / "audit.json", self.audit)
 
-    def keep_answer(self, _: StoredRow, conversation: Conversation) -> None:
+    def keep_answer(self, _: StoredRow, conversation: Conversation, _examples: int) -> None:
         """Take a validation row: its class may be one that no other part has."""
         if self.is_classification:
             self.answers.add(conversation.answer())
 
-    def keep_sample(self, row: StoredRow, conversation: Conversation) -> None:
+    def keep_sample(self, row: StoredRow, conversation: Conversation, _examples: int) -> None:
         """Take a held-out row."""
         self.samples.append(sample_of(row, conversation))
 

@@ -22,7 +22,8 @@ from finetune.recipe_data import Data
 from finetune.records import Change, ChangedRow, SetAside, TokenStatistics
 from finetune.row_store import StoredRow
 
-Keep = Callable[[StoredRow, Conversation], None]
+Keep = Callable[[StoredRow, Conversation, int], None]
+"""Takes a row that is used, its conversation, and of how many examples it is the source."""
 
 NAMED_ROWS = 5
 """Rows that a refusal names."""
@@ -62,7 +63,7 @@ class Part:
     _checked_tokens: int = 0
 
     def examples(self, chunks: Iterable[Chunk], numbers: Numbers, keep: Keep) -> Iterator[Example]:
-        """Yield the examples of all chunks and count; `keep` is told each row that is used, with its conversation.
+        """Yield the examples of all chunks and count; `keep` is told each row that is used, before its examples.
 
         `numbers` are those of the rows that the chunks hold, in order.
         """
@@ -73,10 +74,11 @@ class Part:
             if not own:
                 continue  # nor is a copy learned of a row that is not used
             conversation = Conversation.model_validate_json(outcomes[0].shortened or row.conversation)
-            keep(row, conversation)
+            learned = [outcome.example for outcome in outcomes if outcome.example]
+            keep(row, conversation, len(learned))
             if self.checks and position % every == 0:
                 self._keep_for_checking(row.id, conversation, joined(own))
-            yield from (self._counted(outcome.example) for outcome in outcomes if outcome.example)
+            yield from (self._counted(example) for example in learned)
 
     def count_changed(self, what: Change) -> int:
         """Count the rows that were shortened, or split."""

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from evaluation.files import sha256_of_file, sha256_of_folder, staged_folder
 from finetune.console import Reporter
+from finetune.disk_space import SMALL_FILES, folder_size, require_space
 from finetune.errors import DataError, ProofFailed
 from finetune.licences import Decision, base_input, data_inputs, work_out
 from finetune.peft_weights import ADAPTER_FILE
@@ -47,6 +48,8 @@ def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Rep
     base = find_run_base(report.recipe.base, lock, settings.cache, reporter.say)
     finished = Finished(run, published_report(report, lock), report.recipe, lock, base, decision, settings, served)
     private = describe_private((run.folder, settings.cache, base.folder, out.parent))
+    published = sum(folder_size(folder) for folder in (run.adapter, run.merged, run.evaluation))
+    require_space(out.parent, SMALL_FILES + published, "what is published", settings.cache)
     with staged_folder(out) as staging:
         manifest = fill_folder(staging, finished, private, reporter)
     reporter.show(files_table(manifest))

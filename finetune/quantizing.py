@@ -17,6 +17,7 @@ from evaluation.model import DTYPES, ModelSpec, Quantization
 from evaluation.rendering import IGNORE, Example, Unrenderable
 from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
+from finetune.disk_space import require_space, weights_bytes
 from finetune.door_conversations import door_conversations
 from finetune.doors import ANSWER, as_the_base_speaks, compare_tokenizers
 from finetune.errors import DataError, ProofFailed
@@ -67,6 +68,7 @@ def export_quantized(model: Path, out: Path, kind: Bits) -> None:
         raise DataError("there is something there already", where=str(out), hint="name another folder")
     _refuse_its_own_grid(folder, kind)
     dtype, reporter = _dtype_of(folder), Reporter()
+    require_space(out.parent, weights_bytes(folder, "bfloat16"), "the quantized model")
     with staged_folder(out) as staging, reporter.bar(f"quantize to {kind}, load again, compare", 3) as advance:
         whole = load_language_model(ModelSpec(folder, dtype=dtype))
         probe = _build_probe(whole)

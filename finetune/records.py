@@ -204,6 +204,52 @@ class StepMetrics(_Record):
     """Since training began."""
 
 
+class StoppedRow(_Record):
+    """One line of stopped/rows.jsonl: an example of the batch that stopped training; never its text."""
+
+    micro_batch: int
+    """Number of the micro-batch in its step, from 1."""
+    example: int
+    """Number of the example in data/train.arrow, from 0."""
+    row: str | None
+    """Where it comes from, as file:line; none in data that an older version has prepared."""
+    tokens: int
+    trained_tokens: int
+    """Tokens with a label."""
+
+
+class MemorySetting(_Record):
+    """How training was fitted into the memory there is; a step has the same rows, whatever it says."""
+
+    tokens_per_micro_batch: int | None = None
+    """Most tokens with padding that are computed at a time; a single longer example is. None: batches as planned."""
+    gradient_checkpointing: bool = False
+    """Whether it was switched on because memory ran out."""
+
+
+AS_PLANNED = MemorySetting()
+
+
+class Divergence(_Record):
+    """The loss of so many steps on end was above a multiple of what it began with."""
+
+    step: int
+    """The first of them."""
+    steps: int
+    start: float
+    """Mean loss of the first steps, in nats."""
+    limit: float
+    """What it was above."""
+
+
+class Plateau(_Record):
+    """The second half of the steps brought the loss hardly down."""
+
+    first_half: float
+    """Lowest loss of a tenth of the steps in the first half, in nats."""
+    second_half: float
+
+
 class TrainingSummary(_Record):
     """training/summary.json."""
 
@@ -224,6 +270,9 @@ class TrainingSummary(_Record):
     base_parameters: int
     choices: dict[str, str]
     """What was chosen by capability: attention, loss, optimizer."""
+    memory: MemorySetting = AS_PLANNED
+    divergence: Divergence | None = None
+    plateau: Plateau | None = None
     adapter_sha256: str
     """Hash of adapter_model.safetensors."""
 

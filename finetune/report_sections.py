@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finetune.loss_watch import told_divergence, told_plateau
+from finetune.records import MemorySetting, TrainingSummary
 from finetune.report_contents import Report
 from finetune.report_data import data_section
 from finetune.report_figures import count, duration, memory, percent
@@ -69,12 +71,30 @@ def training_section(report: Report) -> Section:
         f"({percent(summary.trainable_parameters / summary.base_parameters)} of the base)",
         "parameters of the base": count(summary.base_parameters),
         **summary.choices,
+        "memory": _memory_setting(summary.memory),
+        "loss curve": _loss_curve(summary),
     }
     tables = [facts_table("Training", facts)]
     if any(step.validation_loss is not None for step in report.steps):
         tables.append(validation_table(report))
     line = f"{count(summary.steps)} steps, {count(summary.tokens)} tokens, {duration(summary.seconds)}"
     return Section("Training", line, (), tuple(tables))
+
+
+def _memory_setting(setting: MemorySetting) -> str:
+    if setting.tokens_per_micro_batch is None and not setting.gradient_checkpointing:
+        return "batches as planned"
+    cut = (
+        f"micro-batches cut to {count(setting.tokens_per_micro_batch)} tokens" if setting.tokens_per_micro_batch else ""
+    )
+    checkpointing = "gradient checkpointing switched on" if setting.gradient_checkpointing else ""
+    return f"it ran out: {', '.join(filter(None, (cut, checkpointing)))}; each step has its rows"
+
+
+def _loss_curve(summary: TrainingSummary) -> str:
+    told = [told_divergence(summary.divergence)] if summary.divergence else []
+    told += [told_plateau(summary.plateau)] if summary.plateau else []
+    return "; ".join(told) or "neither a divergence nor a plateau"
 
 
 def machine_section(report: Report) -> Section:

@@ -75,6 +75,11 @@ class RunDirectory:
         """The audit of a data stage that was refused and the rows it set aside; gone when it succeeds."""
         return self.folder / "refused"
 
+    @property
+    def stopped(self) -> Path:
+        """The rows and the last good adapter of a training that met something not finite; gone when it begins anew."""
+        return self.folder / "stopped"
+
     @contextmanager
     def refusing(self, write_account: Callable[[Path], None]) -> Iterator[None]:
         """Keep the account of the rows where a block refuses them; data/ stays what it was."""

@@ -5,6 +5,7 @@ One process runs `train`; with several devices each process does, and what the f
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,13 +42,16 @@ from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError
 from finetune.example_files import count_trained, example_at, load_examples, read_lengths
+from finetune.loss_watch import find_divergence, find_plateau, told_plateau
 from finetune.machine import peak_memory_bytes
 from finetune.packed_batches import plan_packed_batches
 from finetune.packing import check_isolation
 from finetune.recipe import Recipe
-from finetune.records import TrainingSummary
+from finetune.records import MemorySetting, StepMetrics, TrainingSummary
+from finetune.stopped import Witness, keeping_evidence
 from finetune.training_arguments import apply_plan, build_arguments
-from finetune.training_callbacks import GradientGuard, Recorder, Validator
+from finetune.training_callbacks import Recorder, Validator
+from finetune.training_guards import GradientGuard, WeightGuard
 from finetune.training_job import TrainingJob
 from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
 
@@ -59,9 +63,19 @@ DEFAULT_VALIDATIONS = 4
 class Learned:
     """What training made of a model, for the summary."""
 
-    steps: int
     kept_step: int
-    seconds: float
+    lines: Sequence[StepMetrics]
+    memory: MemorySetting
+
+    @property
+    def steps(self) -> int:
+        """Count the steps."""
+        return self.lines[-1].step
+
+    @property
+    def seconds(self) -> float:
+        """Return how long they took."""
+        return self.lines[-1].seconds
 
 
 def train(job: TrainingJob, reporter: Reporter) -> None:
@@ -92,6 +106,8 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
         check_isolation(cast(PreTrainedModel, model.get_base_model()))
     batching = Batching(plan, arguments.process_index, job.devices, renderer.stop_ids()[0], packed)
     writes = arguments.process_index == 0
+    if writes:
+        shutil.rmtree(job.run.stopped, ignore_errors=True)
     with _output(job.run.training, writes) as training_folder:
         arguments.output_dir = str(training_folder)  # the files of a tracker stay with the metrics
         trainer = RecipeTrainer(model, arguments, examples, batching, choices, processing_class=renderer.tokenizer)
@@ -101,10 +117,12 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
         metrics = _Metrics(training_folder / "metrics.jsonl", _tokens_by_step(plan, lengths))
         learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
         with _output(job.run.adapter, writes) as adapter_folder:
-            write_adapter(model, adapter_folder, job.base_name, job.base_revision)
+            _write_adapter(job, model, adapter_folder)
             save_tokenizer(renderer.tokenizer, adapter_folder)
             sha256 = adapter_hash(adapter_folder)
         summary = _summarize(job, choices, (examples, plan), learned, model)
+        if summary.plateau and writes:
+            reporter.say(f"  {told_plateau(summary.plateau)}")
         write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))
 
 
@@ -119,7 +137,10 @@ def _learn(
 ) -> Learned:
     """Run the trainer with its guards, check that every tensor moved, and keep the best adapter."""
     steps = trainer.args.max_steps
+    weights = WeightGuard(model.model)
     trainer.add_callback(GradientGuard(model.model))
+    trainer.add_callback(weights)
+    trainer.memory.say = reporter.say
     validator = _build_validator(job, model, steps)
     if validator:
         trainer.add_callback(validator)
@@ -127,15 +148,20 @@ def _learn(
     with reporter.training(steps) as bar:
         recorder = Recorder(metrics.file, metrics.tokens_by_step, bar, validator.log if validator else None)
         trainer.add_callback(recorder)
-        trainer.train()
+        with keeping_evidence(Witness(job, trainer, weights, lambda folder: _write_adapter(job, model.model, folder))):
+            trainer.train()
     restore_forward(model.causal_lm)
     model.model.eval()
     done = trainer.state.global_step
     check_moved(model.model, first, done - min(1, int(trainer.args.warmup_steps)))  # a warm-up begins with rate 0
     if validator is None or job.recipe.training.keep == "last":
-        return Learned(done, done, recorder.steps[-1].seconds)
+        return Learned(done, recorder.steps, trainer.memory.setting)
     restore_adapter(model.model, validator.log.best_weights)
-    return Learned(done, validator.log.best_step, recorder.steps[-1].seconds)
+    return Learned(validator.log.best_step, recorder.steps, trainer.memory.setting)
+
+
+def _write_adapter(job: TrainingJob, model: torch.nn.Module, folder: Path) -> None:
+    write_adapter(cast(PeftModel, model), folder, job.base_name, job.base_revision)
 
 
 def _build_validator(job: TrainingJob, model: LanguageModel, steps: int) -> Validator | None:
@@ -199,6 +225,7 @@ def _summarize(
     seen = [i for batch in plan.micro_batches[: learned.steps * plan.micro_batches_per_step] for i in batch]
     tokens = int(read_lengths(examples)[seen].sum(dtype=np.int64))
     trainable, total = model.get_nb_trainable_parameters()
+    losses = [line.loss for line in learned.lines if line.loss is not None]
     return TrainingSummary(
         steps=learned.steps,
         kept_step=learned.kept_step,
@@ -213,6 +240,9 @@ def _summarize(
         trainable_parameters=trainable,
         base_parameters=total - trainable,
         choices={**choices.named(), "batches": job.recipe.training.batches},
+        memory=learned.memory,
+        divergence=find_divergence(losses),
+        plateau=find_plateau(losses),
         adapter_sha256="",
     )
 

@@ -1,7 +1,8 @@
-"""What happens beside the steps: guards before every update, validation at its times, metrics and the bar."""
+"""What happens beside the steps: validation at its times, metrics and the bar."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,33 +18,8 @@ from evaluation.rendering import Example
 from finetune.adapter import adapter_weights
 from finetune.console import TrainingBar
 from finetune.errors import TrainingStopped
+from finetune.loss_watch import diverges_now, told_divergence
 from finetune.records import StepMetrics
-
-
-class GradientGuard(TrainerCallback):
-    """Stops the run before an update with a gradient that is not finite, or with none at all."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Watch the trainable tensors of a model."""
-        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check every gradient.
-
-        Raises:
-            TrainingStopped: names the first tensor without a gradient, or with one that is not finite.
-        """
-        for name, parameter in self._trainable.items():
-            if parameter.grad is None:
-                raise TrainingStopped(f"{name} gets no gradient at step {state.global_step + 1}", where="training")
-            if not torch.isfinite(parameter.grad).all():
-                raise TrainingStopped(
-                    f"the gradient of {name} is not finite at step {state.global_step + 1}; no update was made with it",
-                    where="training",
-                    hint="lower training.learning_rate, or use base.dtype: float32",
-                )
 
 
 @dataclass
@@ -78,13 +54,23 @@ class Validator(TrainerCallback):
         self.log = ValidationLog()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, where this step is one of the times."""
+        """Measure, where this step is one of the times.
+
+        Raises:
+            TrainingStopped: the loss is not finite.
+        """
         if state.global_step not in self._steps:
             return
         self._model.model.eval()
         losses = self._model.example_losses(self._examples)
         self._model.model.train()
         mean = sum(loss.nll for loss in losses) / sum(loss.tokens for loss in losses)
+        if not math.isfinite(mean):
+            raise TrainingStopped(
+                f"the validation loss is {mean} at step {state.global_step}",
+                where="training",
+                hint="lower training.learning_rate, or use base.dtype: float32",
+            )
         self.log.losses[state.global_step] = _of_first_process(mean, args.device)
         if self.log.best_step == state.global_step:
             self.log.best_weights = adapter_weights(self._model.model)
@@ -114,12 +100,14 @@ class Recorder(TrainerCallback):
         self._validation = validation
         self._began = time.perf_counter()
         self.steps: list[StepMetrics] = []
+        self._losses: list[float] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
         self._began = time.perf_counter()
+        self._losses = [step.loss for step in self.steps if step.loss is not None]
 
     def on_log(
         self,
@@ -145,5 +133,8 @@ class Recorder(TrainerCallback):
         self.steps.append(line)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(line.model_dump_json() + "\n")
+        self._losses.append(logs["loss"])
+        if diverged := diverges_now(self._losses):
+            self._bar.note(told_divergence(diverged))
         last_validation = validation[max(validation)] if validation else None
         self._bar.update(line.step, logs["loss"], line.tokens / line.seconds, last_validation)

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from evaluation.files import write_text
+from evaluation.files import sweep_staging, write_text
 from finetune.errors import TrainingStopped
 from finetune.launch import ERROR_FILE
 from finetune.machine import end_with_parent
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
             )
         )
     except ChildFailedError as error:
+        sweep_staging(job.run.stopped)  # one that was writing there may have been ended with the others
         _name_killed(job, error)
         return TrainingStopped.exit_code
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from evaluation.files import write_text
 from evaluation.quiet import quiet_libraries
 from finetune.console import Reporter
+from finetune.disk_faults import TellingDiskFaults
 from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE
 from finetune.machine import end_with_parent
@@ -22,7 +23,8 @@ def main(arguments: list[str]) -> int:
     end_with_parent()
     job = TrainingJob.model_validate_json(Path(arguments[0]).read_bytes())
     try:
-        train(job, Reporter())
+        with TellingDiskFaults("train", job.run_folder):
+            train(job, Reporter())
     except UserError as error:
         return _note(job, error)
     except RuntimeError as error:  # torch's own: no memory left, or another process that is gone

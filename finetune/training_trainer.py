@@ -6,11 +6,14 @@ kernel is used. Everything else (optimizer, schedule, accumulation, clipping, pr
 
 from __future__ import annotations
 
+import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -21,10 +24,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 from evaluation.inference import pad_examples
 from evaluation.rendering import IGNORE, Example
 from evaluation.token_loss import labelled_nll, shift
-from finetune.batches import BatchPlan
+from finetune.batch_cutting import Batch
+from finetune.batches import BatchPlan, MicroBatch
 from finetune.capabilities import Choices
-from finetune.errors import TrainingStopped
+from finetune.example_files import example_at, read_lengths
+from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
 from finetune.packing import pack_examples
+from finetune.records import AS_PLANNED, MemorySetting
+from finetune.training_guards import NotFinite, check_gradients, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Batching:
     padding: int
     packed: bool
     """Whether a micro-batch is one row of examples that do not see each other."""
+    memory: MemorySetting = AS_PLANNED
+    """What a training that this one goes on from has settled on."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,12 @@ class RecipeTrainer(SFTTrainer):
         **trl: Any,
     ):
         """Take a model with its adapter, and examples with `input_ids` and `labels`; `trl` goes to TRL as it is."""
-        self._batching = batching
+        self._adapted = model
+        self.batching = batching
+        self.examples = train_dataset
+        self.memory = MemoryFit(batching.memory, args.gradient_checkpointing, batching.world_size)
         self._choices = choices
+        self._tried_largest = False
         super().__init__(
             model=model,
             args=args,
@@ -75,7 +88,7 @@ class RecipeTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's micro-batches, in the order of the plan."""
-        batching = self._batching
+        batching = self.batching
         return DataLoader(
             cast(Any, self.train_dataset),
             batch_sampler=batching.plan.for_rank(batching.rank, batching.world_size),
@@ -89,7 +102,7 @@ class RecipeTrainer(SFTTrainer):
         """Return the micro-batch's share of the step's mean loss per labelled token.
 
         Raises:
-            TrainingStopped: the loss is not finite; no update has been made with it.
+            NotFinite: the loss; no update has been made with it.
         """
         if self._choices.loss == "trl_fused":
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
@@ -97,12 +110,57 @@ class RecipeTrainer(SFTTrainer):
             # DDP averages gradients over processes, and the divisor counts the tokens of all of them.
             loss = model(**inputs).loss / num_items_in_batch * self.accelerator.num_processes
         if not torch.isfinite(loss):
-            raise TrainingStopped(
+            raise NotFinite(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; no update was made with it",
-                where="training",
+                self.state.global_step + 1,
+                self.memory.position,
                 hint="lower training.learning_rate, raise training.warmup_fraction, or use base.dtype: float32",
             )
         return loss
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Compute a micro-batch, in pieces where memory asks for it; before the first, the largest that is planned."""
+        if not self._tried_largest:
+            self._tried_largest = True
+            self._try_largest(model)
+        return self.memory.compute(self.state.global_step, inputs, self._computing(model, num_items_in_batch))
+
+    def _try_largest(self, model: Any) -> None:
+        lengths = read_lengths(self.examples).tolist()
+        largest = largest_micro_batch(self.batching.plan.micro_batches, lengths, self.batching.packed)
+        batch, longest = self._collated(largest), self._collated((lengths.index(max(lengths)),))
+        labelled = torch.tensor(max(1, int((batch["labels"] != IGNORE).sum())), device=self.args.device)
+        # AdamW keeps two numbers for each that is trained, from the first update on.
+        kept = [torch.empty_like(p) for p in trainable_parameters(self._adapted).values() for _ in range(2)]
+        self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
+        del kept
+        self._metrics["train"].clear()  # what TRL counts beside its own loss
+
+    def _collated(self, indices: MicroBatch) -> Batch:
+        examples = [example_at(self.examples, i) for i in indices]
+        rows = [{"input_ids": list(one.input_ids), "labels": list(one.labels)} for one in examples]
+        return cast(Batch, self.data_collator(rows))
+
+    def _computing(self, model: Any, num_items_in_batch: Any) -> Computing:
+        plain: Callable[..., Tensor] = super().training_step
+        return Computing(
+            add_gradients=lambda piece: plain(model, dict(piece), num_items_in_batch),
+            without_sync=functools.partial(self.accelerator.no_sync, model),
+            drop_gradients=model.zero_grad,
+            checkpoint=lambda: self._adapted.activation_checkpointing_enable({"use_reentrant": False}),
+        )
+
+    def _in_all_processes(self, holds: bool) -> bool:
+        if self.batching.world_size == 1:
+            return holds
+        failed = torch.tensor(int(not holds), device=self.args.device)
+        torch.distributed.all_reduce(failed)
+        return not failed.item()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Check the gradients before clipping spreads what is not finite to all of them."""
+        check_gradients(trainable_parameters(self._adapted), self.state.global_step + 1)
+        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
 
 
 def restore_forward(model: PreTrainedModel) -> None:

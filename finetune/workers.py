@@ -10,19 +10,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import TypeVar
 
 from finetune.errors import MachineError
 from finetune.machine import end_with_parent
+from finetune.process_ends import how_ended, own_end
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 CHUNKS_A_WORKER = 2
 """Chunks under way for each process: one that it works on and one that waits for it."""
+
+ENDED_SECONDS = 5
+"""How long the processes of a pool may take to end once one of them has died."""
 
 
 def count_workers(most: int = 8) -> int:
@@ -76,21 +81,31 @@ def map_chunks(
     )
     with pool:
         under_way: deque[Future[Result]] = deque()
+        processes: set[BaseProcess] = set()
         try:
             for chunk, answer in answers:
                 with _without_interrupts():  # a process may start here
                     under_way.append(pool.submit(work, chunk) if answer is None else _done(answer))
+                processes |= set(active_children())  # an executor does not say how its processes ended
                 if len(under_way) >= CHUNKS_A_WORKER * workers:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
         except BrokenProcessPool as error:
             raise MachineError(
-                "a process that prepares rows died", hint="it may have run out of memory; use a machine with more"
+                f"a process that prepares rows died: it {_end_of(processes)}",
+                hint="most often memory ran out; use a machine with more, and the same command goes on from there",
             ) from error
         finally:
             for future in under_way:
                 future.cancel()
+
+
+def _end_of(processes: Iterable[BaseProcess]) -> str:
+    for process in processes:
+        process.join(ENDED_SECONDS)
+    status = own_end(process.exitcode for process in processes)
+    return "ended" if status is None else how_ended(status)
 
 
 def _done(answer: Result) -> Future[Result]:

@@ -25,6 +25,7 @@ ROWS = 24_000
 PADDING = 1300
 """Characters of a column that nobody reads: they make the file large enough for several processes."""
 KILLS = 3
+HUNG_SECONDS = 60
 ENDED_SECONDS = 10
 """How long processes may take to notice that their parent is gone."""
 
@@ -151,6 +152,23 @@ def test_what_was_rendered_before_a_kill_is_not_rendered_again(
     assert audit["chunks_from_cache"] >= kept >= total // 2
     assert result(tmp_path) == expected
     assert left_over(tmp_path) == []
+
+
+def test_a_process_that_is_killed_ends_the_command_with_a_cause(
+    place: Workplace, undisturbed: tuple[dict[str, bytes], float, int], tmp_path: Path
+) -> None:
+    process = start(command(place, tmp_path), tmp_path)
+    wait_for_chunks(process, tmp_path, 2)
+    workers = preparing(process)
+    workers[-1].kill()
+    assert process.wait(timeout=HUNG_SECONDS) == 6
+    said = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert "a process that prepares rows died: it was killed (SIGKILL)" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert orphans(workers) == []
+    outcome = finetune_process(*command(place, tmp_path))
+    assert outcome.status == 0, outcome.stderr
+    assert result(tmp_path) == undisturbed[0]
 
 
 def test_ctrl_c_leaves_no_process_and_no_traceback(place: Workplace, tmp_path: Path) -> None:

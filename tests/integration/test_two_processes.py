@@ -116,6 +116,27 @@ def test_a_worker_that_is_killed_ends_the_command_with_a_cause(place: Workplace,
     assert not workers_left(tmp_path)
 
 
+def test_torchrun_that_is_killed_ends_the_command_with_a_cause(place: Workplace, tmp_path: Path) -> None:
+    settings = ("--set", "training.epochs=1000", "--devices", "2")
+    command = process_command(*place.arguments(*STEPS, *settings, out=tmp_path, command="train"))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.strip().startswith("step "):
+                break
+        (torchrun,) = psutil.Process(process.pid).children()
+        torchrun.kill()
+        rest = process.stderr.read()  # the training processes hold it as well, and end with torchrun
+        status = process.wait(timeout=PATIENCE_SECONDS)
+    finally:
+        end(process)
+    assert status == 4
+    assert "a training process died: torchrun was killed (SIGKILL)" in rest
+    assert "Traceback" not in rest
+    assert not workers_left(tmp_path)
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
     children = psutil.Process(pid).children(recursive=True)
     return [one for one in children if "finetune.training_process" in one.cmdline()]

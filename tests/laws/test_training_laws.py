@@ -23,10 +23,10 @@ from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices
 from finetune.errors import MachineError, TrainingStopped
 from finetune.example_files import load_examples
-from finetune.records import StepMetrics, TrainingSummary
+from finetune.records import StepMetrics, StoppedRow, TrainingSummary
 from finetune.training import train
 from finetune.training_arguments import apply_plan, build_arguments
-from finetune.training_callbacks import GradientGuard
+from finetune.training_guards import GradientGuard
 from finetune.training_job import TrainingJob
 from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
 
@@ -320,7 +320,14 @@ def test_poisoned_step_stops_before_its_update(
     assert updates == list(range(1, step))
     assert not job.run.adapter.exists()
     assert not job.run.training.exists()
-    assert [path.name for path in job.run.folder.iterdir()] == ["data"]
+    if into == "no gradient":
+        assert [path.name for path in job.run.folder.iterdir()] == ["data"]
+        return
+    assert sorted(path.name for path in job.run.folder.iterdir()) == ["data", "stopped"]
+    rows = [StoppedRow.model_validate_json(line) for line in (job.run.stopped / "rows.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row.tokens == len(EXAMPLES[row.example].input_ids) for row in rows)
+    assert (job.run.stopped / "adapter").exists() == (step == 3)
 
 
 def test_rate_that_blows_up_is_stopped_and_nothing_is_written(base: Path, tmp_path: Path) -> None:

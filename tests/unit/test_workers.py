@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import MachineError
+from finetune.process_ends import how_ended, own_end
 from finetune.workers import _without_interrupts, bounded_chunks, map_chunks
 
 
@@ -36,7 +38,13 @@ def process_of(number: int) -> int:
 
 
 def end_process(number: int) -> int:
-    os._exit(1)
+    os._exit(3)
+
+
+def kill_process(number: int) -> int:
+    time.sleep(0.2 * number)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -68,9 +76,20 @@ def test_several_processes_work_and_read_only_a_little_ahead() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_told() -> None:
-    with pytest.raises(MachineError, match="a process that prepares rows died"):
-        list(map_chunks(end_process, range(3), 2))
+@pytest.mark.parametrize(
+    ("work", "how"), [(end_process, "ended with status 3"), (kill_process, r"was killed \(SIGKILL\)")]
+)
+def test_a_process_that_dies_is_told(work: Callable[[int], int], how: str) -> None:
+    with pytest.raises(MachineError, match=f"a process that prepares rows died: it {how}"):
+        list(map_chunks(work, range(3), 2))
+
+
+def test_an_end_is_told_in_words() -> None:
+    assert how_ended(-signal.SIGKILL) == "was killed (SIGKILL)"
+    assert how_ended(3) == "ended with status 3"
+    assert own_end([-signal.SIGTERM, None, -signal.SIGKILL, 0]) == -signal.SIGKILL
+    assert own_end([0, -signal.SIGTERM]) == -signal.SIGTERM
+    assert own_end([0, None]) is None
 
 
 def test_ctrl_c_waits_while_a_process_starts() -> None:
