@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from evaluation.errors import DataError, TaskError, UserError
+from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from evaluation.task import LoadedTask
 
 _TRACEBACK = "--traceback"
+_OFFLINE = "--offline"
 
 app = typer.Typer(
     name="evaluation",
@@ -42,6 +45,7 @@ app = typer.Typer(
 @app.callback()
 def _options(
     traceback: Annotated[bool, typer.Option(_TRACEBACK, help="Show the traceback of an error.")] = False,
+    offline: Annotated[bool, typer.Option(_OFFLINE, help="Refuse all network, and name whoever asks.")] = False,
 ) -> None:
     """Score Hugging Face causal language models, with or without an adapter, on typed tasks."""
 
@@ -155,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=[argument for argument in given if argument != _TRACEBACK], prog_name="evaluation")
+        with network_refused() if _OFFLINE in given else nullcontext():
+            app(args=[argument for argument in given if argument not in (_TRACEBACK, _OFFLINE)], prog_name="evaluation")
     except UserError as error:
         if _TRACEBACK in given:
             raise

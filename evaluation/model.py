@@ -15,7 +15,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from evaluation.adapter_files import WEIGHTS_FILE, check_adapter_config, check_adapter_weights
 from evaluation.errors import DataError, MachineError
 from evaluation.files import sha256_of_folder
 
@@ -163,25 +164,19 @@ def _quantization_options(quantization: Quantization | None, dtype: torch.dtype)
 
 
 def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise DataError("no adapter_model.safetensors in this folder", where=str(folder))
+    check_adapter_config(folder)
+    found = check_adapter_weights(folder)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, low_cpu_mem_usage=False)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise DataError(f"the adapter does not fit the base: {_first_line(error)}", where=str(folder)) from error
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    with safe_open(file, framework="pt") as weights:
-        found = set(weights.keys())
-        broken = [name for name in sorted(found) if not torch.isfinite(weights.get_tensor(name)).all()]
     if expected != found:
         odd = sorted(expected ^ found)
         raise DataError(
             f"{len(odd)} adapter tensors are missing or belong to no layer of the base, first {odd[0]!r}",
-            where=str(file),
+            where=str(folder / WEIGHTS_FILE),
         )
-    if broken:
-        raise DataError(f"adapter tensor {broken[0]!r} holds values that are not finite", where=str(file))
     return adapted.eval()
 
 

@@ -22,6 +22,7 @@ from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.peft_writing import write_lora
+from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
@@ -187,7 +188,7 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
     """Find the base of an adapter: as named, as its run was made from it, or as its own settings name it.
 
     Raises:
-        DataError: nobody names it, or the run's is another one now.
+        DataError: nobody names it, the run's is another one now, or the adapter was published for another.
     """
     run = RunDirectory(adapter.folder.parent)
     if named is None and run.recipe.exists() and run.lock_file.exists():
@@ -198,4 +199,6 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
             "its settings name no base", where=str(adapter.folder), hint="name it: --base org/name or a folder"
         )
     revision = adapter.config.revision if named is None else None
-    return open_base(resolve_base(Base(model=name, revision=revision), cache, reporter.say).folder)
+    found = resolve_base(Base(model=name, revision=revision), cache, reporter.say).folder
+    check_published_base(adapter.folder, found)
+    return open_base(found)

@@ -139,6 +139,22 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
                 where=str(adapter.folder),
                 hint="name the base that the adapter was trained on",
             )
+    _check_complete(base, adapter)
+
+
+def _check_complete(base: BaseFiles, adapter: PeftFolder) -> None:
+    """Check that every layer that the settings name by its last words has its tensors."""
+    missing = [
+        module
+        for name in sorted(base.files)
+        if (module := name.removesuffix(".weight")) not in adapter.parts and adapter.config.adapts(module)
+    ]
+    if missing:
+        raise DataError(
+            f"{len(missing)} modules that its settings name have no tensors, first {missing[0]}",
+            where=str(adapter.folder),
+            hint="the file is not whole: fetch it again",
+        )
 
 
 def read_weights(base: BaseFiles, without: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor]]:

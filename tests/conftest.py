@@ -24,12 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--figures",
         action="store_true",
-        help="run the laws on data in full size and write their figures to docs/guarantees.md",
+        help="run what has figures in full size, slow tests as well, and write the figures to docs/guarantees.md",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the figures of this session."""
+    if config.getoption("--figures"):
+        config.option.markexpr = ""
     config.stash[FIGURES] = Figures(full=bool(config.getoption("--figures")))
 
 
@@ -67,7 +69,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not found.lines:
         return
     terminalreporter.section("figures" if found.full else "figures (small; --figures measures them in full)")
-    for line in found.table():
-        terminalreporter.line(line)
-    if found.full:
-        found.write()
+    for board in found.boards():
+        for line in found.table(board):
+            terminalreporter.line(line)
+        if found.full:
+            found.write(board)
