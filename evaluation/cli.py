@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
@@ -22,6 +21,7 @@ from rich.table import Table as RichTable
 from evaluation.errors import DataError, TaskError, UserError
 from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
+from evaluation.screen import PrintableConsole
 
 if TYPE_CHECKING:
     from evaluation.inference import LanguageModel
@@ -164,7 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         if _TRACEBACK in given:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        PrintableConsole(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False
+        )
         raise SystemExit(error.exit_code) from error
 
 
@@ -189,7 +191,7 @@ def _score_all(model: LanguageModel, loaded: Sequence[LoadedTask], identity: Ide
 
     results: list[Result] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=PrintableConsole(stderr=True)) as progress:
         for one in loaded:
             bar = progress.add_task(one.task.name, total=count_steps(one))
             own = identity.model_copy(update={"task_sha256": one.sha256})
@@ -214,4 +216,4 @@ def _print_table(title: str, table: Table, markdown: bool) -> None:
         rich_table.add_column(escape(column))
     for row in table.rows:
         rich_table.add_row(*(escape(cell) for cell in row))
-    Console().print(rich_table)
+    PrintableConsole().print(rich_table)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.files import staged_folder, write_model
+from evaluation.screen import PrintableConsole
 from finetune.adapter_combining import Mix, check_combinable, combine
 from finetune.adapter_comparing import describe_change, likeness
 from finetune.adapter_extracting import extract_adapter
@@ -35,7 +35,7 @@ def list_adapters(folder: Path) -> None:
     """Print every adapter below a folder: rank, variant, base, size."""
     found = sorted(path.parent for path in folder.rglob(CONFIG_FILE))
     if not found:
-        Console().print(f"no adapters below {folder}", markup=False, soft_wrap=True)
+        PrintableConsole().print(f"no adapters below {folder}", markup=False, soft_wrap=True)
         return
     table = Table("adapter", "rank", "kind", "base", "tensors", box=None, padding=(0, 2, 0, 0))
     for path in found:
@@ -48,14 +48,14 @@ def list_adapters(folder: Path) -> None:
         base = config.base_model_name_or_path or "not named"
         tensors = sum(len(parts) for parts in adapter.parts.values())
         table.add_row(escape(str(path)), str(config.r), config.kind, escape(base), str(tensors))
-    Console().print(table)
+    PrintableConsole().print(table)
 
 
 def show_adapter(folder: Path) -> None:
     """Print what an adapter changes: settings, and for each kind of layer how large the change is."""
     adapter = open_peft_folder(folder)
     config = adapter.config
-    console = Console(highlight=False)
+    console = PrintableConsole(highlight=False)
     console.print(f"base      {config.base_model_name_or_path or 'not named'}", markup=False, soft_wrap=True)
     console.print(
         f"kind      {config.kind}, rank {config.r}, alpha {config.lora_alpha:g}", markup=False, soft_wrap=True
@@ -77,7 +77,7 @@ def check_adapter(folder: Path, base: str | None, cache: Path) -> None:
         adapter.change(module)
     where = find_base(adapter, base, cache, Reporter())
     check_fits(where, adapter)
-    Console().print(
+    PrintableConsole().print(
         f"{folder}: {len(adapter.modules)} modules, all finite, all fit {where.folder.name}",
         markup=False,
         soft_wrap=True,
@@ -95,7 +95,7 @@ def diff_adapters(one: Path, other: Path) -> None:
     modules = sorted({*first.modules, *second.modules})
     for module in modules[:SHOWN_MODULES]:
         table.add_row(escape(module), *likeness(first, second, module))
-    console = Console()
+    console = PrintableConsole()
     console.print(table)
     if len(modules) > SHOWN_MODULES:
         console.print(f"and {len(modules) - SHOWN_MODULES} modules more", markup=False, soft_wrap=True)

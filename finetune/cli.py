@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
+from evaluation.screen import PrintableConsole
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
+    PrintableConsole(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
     sys.exit(status)
 
 
