@@ -26,9 +26,13 @@ from transformers.utils import logging as transformers_logging
 from evaluation.adapter_files import WEIGHTS_FILE, check_adapter_config, check_adapter_weights
 from evaluation.errors import DataError, MachineError
 from evaluation.files import sha256_of_folder
+from evaluation.model_files import check_model_files
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
+_UNREADABLE = (SafetensorError, LookupError, ValueError, ArithmeticError, RecursionError, TypeError)
+"""What transformers raises on a configuration that makes no model; RuntimeError with the name of this option on weights
+of other shapes."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -78,12 +82,7 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
         DataError: no safetensors weights.
         MachineError: the device is not there.
     """
-    if not any(spec.path.glob("*.safetensors")):
-        raise DataError(
-            "no *.safetensors weights in this folder",
-            where=str(spec.path),
-            hint="pickled weights are not read; convert them with transformers' save_pretrained",
-        )
+    check_model_files(spec.path)
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -96,7 +95,9 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except SafetensorError as error:
+    except (*_UNREADABLE, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+            raise  # such as memory that ran out
         raise DataError(f"the weights cannot be read: {_first_line(error)}", where=str(spec.path)) from error
     keep_cpu_weights_unpacked(model)
     return cast(PreTrainedModel, model.eval())

@@ -66,8 +66,10 @@ def open_base(folder: Path) -> BaseFiles:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("no model in this folder: its config.json is missing or damaged", where=str(folder)) from error
+    if not isinstance(config, dict):
+        raise DataError("no model in this folder: its config.json holds no object", where=str(folder))
     if "quantization_config" in config:
         hint = "name the full-precision model: a 4-bit weight rounds the adapter away (docs/log.md)"
         raise DataError("its weights are quantized, and are not folded into", where=str(folder), hint=hint)
