@@ -1,7 +1,5 @@
 """The guard before peft, at its limits."""
 
-# ruff: noqa: E501  # a case to a line
-
 from __future__ import annotations
 
 import json

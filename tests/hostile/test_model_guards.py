@@ -1,7 +1,5 @@
 """The guards before transformers' and gguf's readers, at their limits."""
 
-# ruff: noqa: E501  # a case to a line
-
 from __future__ import annotations
 
 import json
