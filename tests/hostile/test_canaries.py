@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import string
 from collections.abc import Iterator, Mapping
@@ -76,14 +77,12 @@ def sinks(tmp_path_factory: pytest.TempPathFactory) -> Sinks:
     site, commands = place.folder / "site", place.folder / "commands.txt"
     site.mkdir()
     (site / "sitecustomize.py").write_text(NOTED.format(file=str(commands)), encoding="utf-8")
-    import os
-
     paths = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     environment = CANARIES | {"PYTHONPATH": paths, "HOME": str(place.folder / "home")}
     run = str(place.folder / "run")
     cache = ("--cache", str(place.cache))
     publish = ("--base-license", "apache-2.0", "--data-license", "own", "--as", "me/tiny", "--stage-only")
-    broken = ("--set", "base.model=pypi:name==1.0/file.gguf", "--set", f"base.sha256={'0' * 64}")
+    broken = ("--set", "base.model=pypi:name==1.0/file.gguf", "--set", f"base.sha256={'ab' * 32}")
     asked = {
         "run": place.arguments("--traceback", "--offline", "--set", "training.devices=2"),
         "check": ["check", str(place.recipe), "--here"],
