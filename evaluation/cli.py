@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from evaluation.errors import DataError, TaskError, UserError
+from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
+from evaluation.screen import PrintableConsole
 
 if TYPE_CHECKING:
     from evaluation.inference import LanguageModel
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from evaluation.task import LoadedTask
 
 _TRACEBACK = "--traceback"
+_OFFLINE = "--offline"
 
 app = typer.Typer(
     name="evaluation",
@@ -42,6 +45,7 @@ app = typer.Typer(
 @app.callback()
 def _options(
     traceback: Annotated[bool, typer.Option(_TRACEBACK, help="Show the traceback of an error.")] = False,
+    offline: Annotated[bool, typer.Option(_OFFLINE, help="Refuse all network, and name whoever asks.")] = False,
 ) -> None:
     """Score Hugging Face causal language models, with or without an adapter, on typed tasks."""
 
@@ -155,11 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=[argument for argument in given if argument != _TRACEBACK], prog_name="evaluation")
+        with network_refused() if _OFFLINE in given else nullcontext():
+            app(args=[argument for argument in given if argument not in (_TRACEBACK, _OFFLINE)], prog_name="evaluation")
     except UserError as error:
         if _TRACEBACK in given:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        PrintableConsole(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False
+        )
         raise SystemExit(error.exit_code) from error
 
 
@@ -184,7 +191,7 @@ def _score_all(model: LanguageModel, loaded: Sequence[LoadedTask], identity: Ide
 
     results: list[Result] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=PrintableConsole(stderr=True)) as progress:
         for one in loaded:
             bar = progress.add_task(one.task.name, total=count_steps(one))
             own = identity.model_copy(update={"task_sha256": one.sha256})
@@ -209,4 +216,4 @@ def _print_table(title: str, table: Table, markdown: bool) -> None:
         rich_table.add_column(escape(column))
     for row in table.rows:
         rich_table.add_row(*(escape(cell) for cell in row))
-    Console().print(rich_table)
+    PrintableConsole().print(rich_table)

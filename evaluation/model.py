@@ -16,7 +16,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -24,11 +24,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from evaluation.adapter_files import WEIGHTS_FILE, check_adapter_config, check_adapter_weights
 from evaluation.errors import DataError, MachineError
 from evaluation.files import sha256_of_folder
+from evaluation.model_files import check_model_files
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
+_UNREADABLE = (SafetensorError, LookupError, ValueError, ArithmeticError, RecursionError, TypeError)
+"""What transformers raises on a configuration that makes no model; RuntimeError with the name of this option on weights
+of other shapes."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -78,12 +83,7 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
         DataError: no safetensors weights.
         MachineError: the device is not there.
     """
-    if not any(spec.path.glob("*.safetensors")):
-        raise DataError(
-            "no *.safetensors weights in this folder",
-            where=str(spec.path),
-            hint="pickled weights are not read; convert them with transformers' save_pretrained",
-        )
+    check_model_files(spec.path)
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -96,7 +96,9 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except SafetensorError as error:
+    except (*_UNREADABLE, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+            raise  # such as memory that ran out
         raise DataError(f"the weights cannot be read: {_first_line(error)}", where=str(spec.path)) from error
     keep_cpu_weights_unpacked(model)
     return cast(PreTrainedModel, model.eval())
@@ -169,25 +171,19 @@ def _quantization_options(quantization: Quantization | None, dtype: torch.dtype)
 
 
 def _load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise DataError("no adapter_model.safetensors in this folder", where=str(folder))
+    check_adapter_config(folder)
+    found = check_adapter_weights(folder)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True, low_cpu_mem_usage=False)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise DataError(f"the adapter does not fit the base: {_first_line(error)}", where=str(folder)) from error
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    with safe_open(file, framework="pt") as weights:
-        found = set(weights.keys())
-        broken = [name for name in sorted(found) if not torch.isfinite(weights.get_tensor(name)).all()]
     if expected != found:
         odd = sorted(expected ^ found)
         raise DataError(
             f"{len(odd)} adapter tensors are missing or belong to no layer of the base, first {odd[0]!r}",
-            where=str(file),
+            where=str(folder / WEIGHTS_FILE),
         )
-    if broken:
-        raise DataError(f"adapter tensor {broken[0]!r} holds values that are not finite", where=str(file))
     return adapted.eval()
 
 

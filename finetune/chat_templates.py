@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.errors import DataError, nearest
 
 LONGEST_FILE = 10**5
-"""Bytes of a template file."""
+"""Characters of a template file."""
 
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 _CONTROL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]+\|>")
@@ -52,7 +52,8 @@ def load_chat_template(name_or_path: str) -> str:
         hint = nearest(path.name, beside) or f"bundled ones have no ending: {', '.join(list_chat_templates())}"
         raise DataError("there is no such chat template", where=name_or_path, hint=hint)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(4 * LONGEST_FILE + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the chat template cannot be read: {error}", where=name_or_path) from error
     if len(text) > LONGEST_FILE:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from evaluation.files import read_jsonl_lines
+from evaluation.screen import PrintableConsole
 from evaluation.task import Sample
 from finetune.chat_screen import ColumnScreen, PlainScreen
 from finetune.chat_session import COMMANDS, Session, layout_of
@@ -29,7 +28,7 @@ def chat(wanted: Wanted, compared: str | None, sampling: Sampling, cache: Path) 
     with reporter.bar(f"load {wanted.named}", 1) as advance:
         voices = load_voices(wanted, cache, reporter)
         advance(1)
-    console = Console(highlight=False)
+    console = PrintableConsole(highlight=False)
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = ColumnScreen(console) if at_terminal else PlainScreen(console)
     session = Session(voices, compared, sampling, screen, reporter)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from rich.console import Console
 from rich.markup import escape
 
+from evaluation.screen import PrintableConsole
 from evaluation.task_file import list_bundled_tasks
 from finetune.errors import Problem, RecipeError, UserError
 from finetune.pypi import PYPI_PREFIX
@@ -26,7 +26,7 @@ LEAST_MEMORY_BYTES = 4 * GIGABYTE
 
 def check_recipes(recipes: Sequence[str], settings: Sequence[str], *, here: bool) -> int:
     """Check recipes, print every problem, and return the exit code: 0, or 2 if any recipe has a problem."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = PrintableConsole(soft_wrap=True, highlight=False)
     status = 0
     broken = _package_problems() if here else []
     for name in recipes:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
+from evaluation.screen import PrintableConsole
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 TRACEBACK = "--traceback"
 """Accepted anywhere on the command line: show where an error came from."""
+OFFLINE = "--offline"
+"""Accepted anywhere on the command line: whoever asks the network is refused, and named."""
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN = 70
 """sysexits.h EX_SOFTWARE: a fault of the program, not of its user."""
@@ -54,6 +58,13 @@ def _print_version(wanted: bool) -> None:
 def options(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    # Both are taken off the command line by `main`, wherever they stand; here they are for `--help`.
+    offline: Annotated[
+        bool, typer.Option(OFFLINE, help="With any command: refuse all network, and name whoever asks.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="With any command: show where an error came from.")
     ] = False,
 ) -> None:
     """Fine-tune a LLaMA model from one recipe, and prove what the report claims."""
@@ -277,7 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=[argument for argument in given if argument != TRACEBACK], prog_name="finetune")
+        with network_refused() if OFFLINE in given else nullcontext():
+            app(args=[argument for argument in given if argument not in (TRACEBACK, OFFLINE)], prog_name="finetune")
     except UserError as error:
         if TRACEBACK in given:
             raise
@@ -298,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
+    PrintableConsole(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(text)}")
     sys.exit(status)
 
 

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from evaluation.screen import PrintableConsole
+
 PLAIN_LINES = 10
 """Lines that a bar leaves where there is no terminal to draw it on."""
 
@@ -28,7 +30,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         """Print to the given console, or to standard error."""
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or PrintableConsole(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
         """Print one line."""

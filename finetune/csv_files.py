@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -149,6 +149,6 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         raise DataError("no header", where=f"{path}:1", hint="the first line names the columns")
     if not all(is_unicode(name) for name in header):
         raise DataError("the header is not UTF-8", where=f"{path}:1", hint="save the file as UTF-8")
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if repeated:
         raise DataError(f"the header names a column twice: {', '.join(repeated)}", where=f"{path}:1")

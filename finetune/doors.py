@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.chat_text import as_json
+from evaluation.chat_text import ChatText, as_json
 from evaluation.conversation import Conversation, Message
 from evaluation.rendering import IGNORE, Renderer, Unrenderable
 from evaluation.tokenizer import fix_date, load_tokenizer
@@ -68,11 +68,16 @@ def folder_door(name: str, folder: Path) -> Door:
 
 
 def tokenizer_door(name: str, tokenizer: PreTrainedTokenizerBase) -> Door:
-    """Return a tokenizer of transformers with its own chat template, used as its documentation says."""
+    """Return a tokenizer of transformers with its own chat template, used as its documentation says.
+
+    What a template makes is made within limits first, since transformers has none.
+    """
+    sandboxed = ChatText(tokenizer)
 
     def ids(conversation: Conversation) -> Sequence[int]:
         if conversation.layout == "plain":
             return _without_end(tokenizer, tokenizer(conversation.messages[0].content).input_ids)
+        sandboxed.text(conversation.messages, (), ask=True)
         messages = cast(Any, [as_json(message) for message in conversation.messages])
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
         return cast(list[int], rendered)

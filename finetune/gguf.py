@@ -17,8 +17,8 @@ from evaluation.files import staged_folder
 from finetune.cache import CONVERTER_VERSION, gguf_entry, locked
 from finetune.disk_space import SMALL_FILES, require_space
 from finetune.errors import DataError
+from finetune.gguf_header import check_gguf_header
 
-_MAGIC = b"GGUF"
 # What transformers' reader raises on a damaged file: it checks no more than the first four bytes itself.
 _UNREADABLE = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error)
 # What the conversion adds about the place it was made in, per file.
@@ -41,7 +41,7 @@ def convert_gguf(file: Path, content_sha256: str, cache: Path, announce: Callabl
     with locked(entry):
         if entry.is_dir():
             return entry
-        _check_magic(file)
+        check_gguf_header(file)
         announce(f"converting {file.name} to safetensors (once; kept in the cache)")
         model, tokenizer = load_gguf(file.parent, file.name)
         require_space(entry.parent, SMALL_FILES + 4 * model.num_parameters(), f"{file.name} as safetensors", cache)
@@ -59,6 +59,7 @@ def load_gguf(folder: Path, file_name: str) -> tuple[PreTrainedModel, PreTrained
     Raises:
         DataError: transformers cannot read it, or its architecture is not LLaMA.
     """
+    check_gguf_header(folder / file_name)
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file_name, dtype=torch.float32)
@@ -73,12 +74,6 @@ def load_gguf(folder: Path, file_name: str) -> tuple[PreTrainedModel, PreTrained
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     return model, tokenizer
-
-
-def _check_magic(file: Path) -> None:
-    with file.open("rb") as opened:
-        if opened.read(len(_MAGIC)) != _MAGIC:
-            raise DataError("not a GGUF file: it does not begin with 'GGUF'", where=str(file))
 
 
 def _drop_keys(path: Path, keys: tuple[str, ...]) -> None:

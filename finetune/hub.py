@@ -199,7 +199,8 @@ def _explained(repo: str, where: str) -> Iterator[None]:
         raise MachineError(
             "it is not in the cache and the hub cannot be reached",
             where=where,
-            hint="connect once to fetch it, or name a local folder; HF_HUB_OFFLINE=1 forbids every request",
+            hint="connect once to fetch it, or name a local folder; HF_HUB_OFFLINE=1 forbids every request, as does "
+            "--offline",
         ) from error
     except HfHubHTTPError as error:
         raise MachineError(f"the hub answered: {str(error).splitlines()[0]}", where=where) from error

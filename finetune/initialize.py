@@ -10,10 +10,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from evaluation.conversation import Conversation
 from evaluation.files import write_text
+from evaluation.screen import PrintableConsole
 from finetune.errors import DataError, Problem, RecipeError
 from finetune.initialize_choices import choose_fractions, choose_group, choose_lengths, find_test_file
 from finetune.initialize_columns import look_at_columns
@@ -46,7 +45,7 @@ def init_recipe(
     text = recipe_text(draft)
     check_text(text, out)
     write_text(out, text)
-    Console(soft_wrap=True).print("\n".join(_said(draft, out)), markup=False, highlight=False)
+    PrintableConsole(soft_wrap=True).print("\n".join(_said(draft, out)), markup=False, highlight=False)
 
 
 def draft_recipe(file: Path, base: str, name: str, rows: str | None) -> Draft:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
+from evaluation.screen import PrintableConsole
 from evaluation.tokenizer import load_tokenizer
 from finetune.adapter_commands import find_base
 from finetune.console import Reporter
@@ -46,7 +45,7 @@ def print_launch_line(named: Path, server: Server, merged: bool, base: str | Non
         check_fits(found, adapter)
         check_stops(adapter, found.folder, server)
         words = adapter_words(adapter, found.folder, named.resolve().name, server)
-    Console(soft_wrap=True, highlight=False).print(shlex.join(words), markup=False)
+    PrintableConsole(soft_wrap=True, highlight=False).print(shlex.join(words), markup=False)
 
 
 def whole_model_words(folder: Path, server: Server) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evaluation.screen import PrintableConsole
 from finetune.chat_templates import describe, list_chat_templates
 from finetune.recipe_file import load_recipe, shipped_recipes
 from finetune.row_templates import list_row_templates, load_row_template
@@ -21,7 +21,7 @@ def list_recipes() -> None:
 
 def list_templates() -> None:
     """Print the row templates with their columns, and the chat templates."""
-    console = Console(highlight=False)
+    console = PrintableConsole(highlight=False)
     console.print("Row templates: how a row becomes a conversation (`rows:` of a source)\n", markup=False)
     for name in list_row_templates():
         template = load_row_template(name)
@@ -49,7 +49,7 @@ def list_runs(folder: Path) -> None:
         finished = [stage for stage in STAGES if run.marker(stage) is not None]
         rows.append((run.folder.name, ", ".join(finished) or "nothing finished yet"))
     if not rows:
-        Console().print(f"no runs in {folder}", markup=False)
+        PrintableConsole().print(f"no runs in {folder}", markup=False)
         return
     _print("run", rows)
 
@@ -58,4 +58,4 @@ def _print(header: str, rows: list[tuple[str, str]]) -> None:
     table = Table(header, "", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in rows:
         table.add_row(f"[bold]{escape(name)}[/]", escape(text))
-    Console().print(table)
+    PrintableConsole().print(table)

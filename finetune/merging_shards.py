@@ -67,8 +67,10 @@ def open_base(folder: Path) -> BaseFiles:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("no model in this folder: its config.json is missing or damaged", where=str(folder)) from error
+    if not isinstance(config, dict):
+        raise DataError("no model in this folder: its config.json holds no object", where=str(folder))
     if "quantization_config" in config:
         hint = "name the full-precision model: a 4-bit weight rounds the adapter away (docs/log.md)"
         raise DataError("its weights are quantized, and are not folded into", where=str(folder), hint=hint)
@@ -141,6 +143,22 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
                 where=str(adapter.folder),
                 hint="name the base that the adapter was trained on",
             )
+    _check_complete(base, adapter)
+
+
+def _check_complete(base: BaseFiles, adapter: PeftFolder) -> None:
+    """Check that every layer that the settings name by its last words has its tensors."""
+    missing = [
+        module
+        for name in sorted(base.files)
+        if (module := name.removesuffix(".weight")) not in adapter.parts and adapter.config.adapts(module)
+    ]
+    if missing:
+        raise DataError(
+            f"{len(missing)} modules that its settings name have no tensors, first {missing[0]}",
+            where=str(adapter.folder),
+            hint="the file is not whole: fetch it again",
+        )
 
 
 def read_weights(base: BaseFiles, without: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor]]:

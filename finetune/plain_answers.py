@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from evaluation.adapter_files import check_adapter_config
 from evaluation.rendering import Renderer
 from finetune.publish_manifest import ADAPTER_FOLDER, Manifest, PublishedAnswer, merged_folder
 
@@ -50,11 +51,14 @@ def _load(own: Path, base: Path | None) -> Any:
         local_files_only=True,
         trust_remote_code=False,
     )
+    if base is not None:
+        check_adapter_config(own)
     return (PeftModel.from_pretrained(model, str(own), local_files_only=True) if base is not None else model).eval()
 
 
 @torch.inference_mode()
 def _continue(model: Any, tokenizer: Any, expected: PublishedAnswer) -> list[int]:
+    Renderer(tokenizer).chat_text(expected.messages, ask=True)  # within limits, which transformers has none of
     messages = [{"role": message.role, "content": message.content} for message in expected.messages]
     prompt = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from evaluation.rendering import Example, Renderer
+from evaluation.screen import PrintableConsole
 from finetune.bases import resolve_base
 from finetune.cache import default_cache
 from finetune.console import Reporter
@@ -23,7 +23,7 @@ TRAINED = "bold green"
 
 def preview_recipe(loaded: LoadedRecipe, rows: int, cache: Path | None) -> None:
     """Print the first examples of a recipe's training rows, and how many rows there are."""
-    recipe, reporter, console = loaded.recipe, Reporter(), Console()
+    recipe, reporter, console = loaded.recipe, Reporter(), PrintableConsole()
     folder = cache or default_cache()
     renderer = load_renderer(resolve_base(recipe.base, folder, reporter.say).folder)
     table = collect(recipe, folder, reporter)

@@ -57,6 +57,20 @@ def find_base(base: PublishedBase, given: Path | None, cache: Path) -> Path | No
     return next((folder for folder in _cached(base, cache) if hash_published_base(folder) == base.sha256), None)
 
 
+def check_published_base(adapter: Path, base: Path) -> None:
+    """Check that a base is the one that an adapter was published for, where the adapter's folder says which.
+
+    Raises:
+        DataError: it is another one.
+    """
+    if not (adapter / MANIFEST_FILE).is_file():
+        return
+    published, found = load_manifest(adapter).base, hash_published_base(base)
+    if found != published.sha256:
+        what = f"it was published for {published.model} with the sha256 {published.sha256}, and this base has {found}"
+        raise DataError(what, where=str(adapter), hint=f"name the folder of {published.model}")
+
+
 def template_of(folder: Path) -> str:
     """Return the chat template of a folder with a tokenizer; "" where it has none."""
     file = folder / TEMPLATE_FILE

@@ -60,6 +60,9 @@ def parse_target(text: str) -> Target:
     """
     if text.startswith(FOLDER_PREFIX) and text != FOLDER_PREFIX:
         return FolderTarget(Path(text.removeprefix(FOLDER_PREFIX)))
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        hint = "passwords and keys come from the environment or the service's own settings"
+        raise TaskError("an address with a user or a password in it", where=text.partition("://")[0], hint=hint)
     if _URL.fullmatch(text):
         return UrlTarget(text.rstrip("/"))
     if _HUB_ID.fullmatch(text):

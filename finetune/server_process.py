@@ -18,6 +18,7 @@ from types import FrameType
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+from evaluation.screen import printable
 from finetune.errors import MachineError
 from finetune.machine import end_with_parent
 
@@ -52,7 +53,7 @@ class ServerProcess:
         for line in self.child.stdout:
             self.lines.append(line.rstrip())
             if self.shown:
-                sys.stderr.write(line)
+                sys.stderr.write(printable(line))
                 sys.stderr.flush()
 
     def failure(self, what: str) -> MachineError:

@@ -30,7 +30,7 @@ from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import find_run_base, load_lock
-from finetune.voices import named_adapter
+from finetune.voices import check_adapter_of, named_adapter
 
 SETTINGS_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
 DRAWING = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -99,11 +99,12 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
     if not run.recipe.is_file():
         base = resolve_base(Base(model=asked.named, sha256=asked.sha256), cache, reporter.say)
         gguf = path if path.suffix.lower() == ".gguf" else None
-        return ServedModel(_name(path.resolve() if path.exists() else path), base.folder, gguf, adapters)
+        name = _name(path.resolve() if path.exists() else path)
+        return _with_adapters(ServedModel(name, base.folder, gguf, adapters))
     recipe = load_recipe(str(run.recipe), []).recipe
     if adapters:
         base = find_run_base(recipe.base, load_lock(run), cache, reporter.say)
-        return ServedModel("base", base.folder, None, ((recipe.name, run.adapter), *adapters))
+        return _with_adapters(ServedModel("base", base.folder, None, ((recipe.name, run.adapter), *adapters)))
     if not (run.merged / "config.json").is_file():
         hint = f"finetune merge {run.recipe} --out {run.folder}"
         raise DataError(
@@ -111,6 +112,13 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
         )
     check_model_folder(run.merged, str(run.merged))
     return ServedModel(recipe.name, run.merged, _proven_gguf(run, reporter))
+
+
+def _with_adapters(model: ServedModel) -> ServedModel:
+    """Check each adapter before a server, which may not, is started with it."""
+    for _, folder in model.adapters:
+        check_adapter_of(folder, model.folder)
+    return model
 
 
 def _proven_gguf(run: RunDirectory, reporter: Reporter) -> Path | None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evaluation.files import read_jsonl_lines
+from evaluation.screen import PrintableConsole
 from finetune.cache import default_cache, file_entry, hub_folder, is_intact
 from finetune.errors import DataError, nearest
 from finetune.pypi import PYPI_PREFIX, parse_pypi_reference
@@ -41,7 +41,7 @@ def show_set_aside(folder: Path, reason: str | None, line: int | None, most: int
     if reason is not None and reason not in counts:
         raise DataError(f"no row was set aside as {reason!r}", where=str(folder), hint=nearest(reason, counts))
     chosen = [row for row in rows if reason in (None, row.reason) and line in (None, row.line)]
-    console = Console()
+    console = PrintableConsole()
     if chosen:
         console.print(_table(chosen[:most]))
     if line is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import yaml
-from rich.console import Console
 from rich.syntax import Syntax
 
+from evaluation.screen import PrintableConsole
 from finetune.capabilities import choose, this_machine
 from finetune.machine import computes_bfloat16, settle_dtypes
 from finetune.recipe_file import LoadedRecipe
@@ -19,7 +19,7 @@ def show_recipe(loaded: LoadedRecipe) -> None:
     choices = choose(machine, recipe.base.dtype).named()
     where = "GPU" if machine.cuda else "CPU"
     named = "".join(f"#   {name}: {value}\n" for name, value in choices.items())
-    console = Console()
+    console = PrintableConsole()
     note = f"# On this machine ({where}):\n{named}"
     if console.is_terminal:
         console.print(Syntax(text + note, "yaml", background_color="default"))

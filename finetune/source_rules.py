@@ -133,7 +133,8 @@ def _unreadable_file(source: Source, at: KeyPath) -> list[Finding]:
     ending = f"{inner}.gz" if packed else ending
     what = f"files ending in {ending} are not read" if ending else "is not a file with a known ending"
     gz = "; all but .parquet also .gz"
-    return [Finding(at, what, f"accepted: {', '.join(ROW_FILES)}{gz}; hub:org/name for a hub data set")]
+    own = "; a `pypi:` file of a format of its own needs a `builder`" if origin(source.source) == "pypi" else ""
+    return [Finding(at, what, f"accepted: {', '.join(ROW_FILES)}{gz}; hub:org/name for a hub data set{own}")]
 
 
 def _idle_keys(source: Source, at: KeyPath) -> list[Finding]:

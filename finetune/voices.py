@@ -22,6 +22,7 @@ from finetune.machine import computes_bfloat16, settle_dtypes
 from finetune.merging_shards import check_fits, open_base
 from finetune.peft_config import CONFIG_FILE, load_peft_config
 from finetune.peft_weights import open_peft_folder
+from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
@@ -96,6 +97,17 @@ def load_voices(wanted: Wanted, cache: Path, reporter: Reporter) -> tuple[Voice,
     return _voices(spec, adapters, Path(named).name)
 
 
+def check_adapter_of(folder: Path, base: Path) -> None:
+    """Check an adapter whole, and that it belongs to a base.
+
+    Raises:
+        DataError: what is wrong with it.
+    """
+    adapter = open_peft_folder(folder)
+    check_fits(open_base(base), adapter)
+    check_published_base(folder, base)
+
+
 def named_adapter(text: str) -> tuple[str, Path]:
     """Read FOLDER or NAME=FOLDER; a run's folder stands for its adapter, and gives it its name.
 
@@ -141,8 +153,8 @@ def _voices(spec: ModelSpec, adapters: Sequence[tuple[str, Path]], alone: str) -
     if residual and len(adapters) > 1:
         what = f"{residual[0]} changes the base when it is loaded, so that no other adapter fits it"
         raise DataError(what, where="--adapter", hint="load it alone, or merge it")
-    for _, folder in adapters[1:]:
-        check_fits(open_base(spec.path), open_peft_folder(folder))
+    for _, folder in adapters:
+        check_adapter_of(folder, spec.path)
     first = load_language_model(ModelSpec(spec.path, adapters[0][1], spec.quantization, spec.dtype, spec.device))
     shared = cast(PeftModel, first.model)
     voices = [Voice(names[0], first, _PEFTS_OWN)]

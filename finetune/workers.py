@@ -16,6 +16,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import TypeVar
 
+from evaluation.offline import stay_offline
 from finetune.errors import MachineError
 from finetune.machine import end_with_parent
 from finetune.process_ends import how_ended, own_end
@@ -137,7 +138,8 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _become_worker(parent: int) -> None:
-    """End with the parent, and leave its tokenizer one thread."""
+    """End with the parent, ask nobody that it may not ask, and leave its tokenizer one thread."""
+    stay_offline()
     end_with_parent()
     if os.getppid() != parent:
         os._exit(1)  # it ended before this process could ask to end with it

@@ -62,7 +62,9 @@ def pytest_testnodedown(node: WorkerController) -> None:
 def figures(request: pytest.FixtureRequest) -> Figures:
     """Return the figures that a test reports; its folder says on which board they are."""
     found = request.config.stash[FIGURES]
-    return Figures(found.full, found.lines, next(board for board in BOARDS if f"/{board}/" in str(request.path)))
+    return Figures(
+        found.full, found.lines, next((board for board in BOARDS if f"/{board}/" in str(request.path)), BOARDS[0])
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -33,9 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])).save_pretrained(
-        folder
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
     return folder
 
 
@@ -88,7 +87,7 @@ BAD: dict[str, tuple[Callable[[Config, Tensors], None], str]] = {
         "changes model.layers.7.self_attn.q_proj, which this base does not have",
     ),
     "another width": (
-        tensor(f"{Q}.lora_A.weight", torch.zeros(4, 63)),
+        tensor(f"{Q}.lora_A.weight", torch.ones(4, 63)),
         "is 64×64 in this base and 64×63 for the adapter",
     ),
     "not finite": (tensor(f"{Q}.lora_A.weight", torch.full((4, 64), float("inf"))), "holds values that are not finite"),

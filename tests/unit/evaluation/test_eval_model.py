@@ -234,7 +234,7 @@ def filled(value: float) -> Change:
 DOCTORED: dict[str, tuple[Change, str]] = {
     "one missing": (lambda w: {name: w[name] for name in sorted(w)[1:]}, "1 adapter tensors are missing"),
     "a layer missing": (lambda w: {n: t for n, t in w.items() if "layers.1." not in n}, "are missing"),
-    "none": (lambda w: {}, "are missing"),
+    "none": (lambda w: {}, "the adapter has no tensors"),
     "one foreign": (lambda w: w | {min(w).replace("layers.0", "layers.9"): w[min(w)].clone()}, "belong to no layer"),
     "prefix renamed": (lambda w: {n.replace("base_model.", "module."): t for n, t in w.items()}, "missing or belong"),
     "other projection": (lambda w: {n.replace("q_proj", "o_proj"): t for n, t in w.items()}, "missing or belong"),
