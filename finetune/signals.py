@@ -73,7 +73,8 @@ class Signals:
         Raises:
             Interrupted: inside the block, when one is heard and nothing has to be finished first.
         """
-        heard = [number for number in HEARD if signal.getsignal(number) != signal.SIG_IGN]
+        main = threading.current_thread() is threading.main_thread()  # Python lets no other thread hear
+        heard = [number for number in HEARD if main and signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield
