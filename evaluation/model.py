@@ -5,6 +5,7 @@ Nothing but safetensors is read, nothing is fetched, and no code of a model fold
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,11 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
         raise DataError(f"the weights cannot be read: {_first_line(error)}", where=str(spec.path)) from error
     keep_cpu_weights_unpacked(model)
     return cast(PreTrainedModel, model.eval())
+
+
+def stored_dtype(folder: Path) -> str:
+    """Read the type in which a model's folder says that its weights are stored."""
+    return str(json.loads((folder / "config.json").read_bytes()).get("dtype", "float32"))
 
 
 def causal_lm_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from finetune.report_markdown import fenced, plain, table_block
 from finetune.report_sections import fingerprints_section, machine_section, merge_section, training_section
 from finetune.report_tables import OUTCOME_LABELS, Section, tasks_tables
 from finetune.run_directory import HELD_OUT_TASK
+from finetune.server_door import ServerProof, describe_server_proof
 
 CARD_FILE = "README.md"
 
@@ -41,6 +42,8 @@ class CardFacts:
     """A conversation through the chat template."""
     gguf: tuple[str, ...] = field(default=())
     """Paths of GGUF files."""
+    served: ServerProof | None = None
+    """What a running server made of the merged model, where it is published."""
 
 
 def render_card(facts: CardFacts) -> str:
@@ -88,6 +91,7 @@ def _variables(facts: CardFacts) -> Mapping[str, object]:
         "rendered": facts.rendered,
         "report": report,
         "row_templates": tuple(dict.fromkeys(source.rows for source in sources)),
+        "served": describe_server_proof(facts.served) if facts.served else None,
         "score_tables": tasks_tables(report),
         "template_sha256": manifest.template_sha256,
         "training": training_section(report),

@@ -18,6 +18,7 @@ from finetune.publish_settings import PublishSettings
 from finetune.pypi import PYPI_PREFIX
 from finetune.records import Audit
 from finetune.report_contents import Report
+from finetune.server_door import ServerProof
 
 TRACE = 0.05
 """Share of the rows from which a language is named."""
@@ -34,6 +35,7 @@ class CardInputs:
     settings: PublishSettings
     rendered: str
     gguf: tuple[str, ...]
+    served: ServerProof | None
 
 
 def write_card(folder: Path, inputs: CardInputs, renderer: Renderer) -> None:
@@ -54,6 +56,7 @@ def write_card(folder: Path, inputs: CardInputs, renderer: Renderer) -> None:
         block=card_block(_block(inputs)),
         rendered=inputs.rendered,
         gguf=inputs.gguf,
+        served=inputs.served,
     )
     write_text(folder / CARD_FILE, render_card(facts))
     check_card(folder / CARD_FILE)

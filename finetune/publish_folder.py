@@ -39,6 +39,7 @@ from finetune.recipe import Recipe
 from finetune.report_contents import Report
 from finetune.row_template_files import is_template_file, load_row_template
 from finetune.run_directory import RunDirectory
+from finetune.server_door import SERVER_PROOF_FILE, ServerProof
 
 GGUF_FOLDER = "gguf"
 
@@ -56,6 +57,8 @@ class Finished:
     base: ResolvedBase
     decision: Decision
     settings: PublishSettings
+    served: ServerProof | None = None
+    """Of the merged model, where it is published."""
 
 
 def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Reporter) -> Manifest:
@@ -67,7 +70,7 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     settings, run = finished.settings, finished.run
     model_name, commit = base_name(finished.lock)
     base = PublishedBase(model=model_name, revision=commit, sha256=hash_published_base(finished.base.folder))
-    gguf = _write_parts(run, folder, settings, base)
+    gguf = _write_parts(finished, folder, base)
     write_records(folder, finished.report, finished.lock)
     _write_row_templates(run, finished.recipe, folder)
     write_licence_files(folder, finished.decision, finished.base.folder, settings.license_files)
@@ -79,7 +82,9 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     manifest = _manifest(finished, base, answers, model.renderer)
     rendered = _rendered(model.renderer, answers)
     write_card(
-        folder, CardInputs(manifest, finished.report, finished.decision, settings, rendered, gguf), model.renderer
+        folder,
+        CardInputs(manifest, finished.report, finished.decision, settings, rendered, gguf, finished.served),
+        model.renderer,
     )
     manifest = manifest.model_copy(update={"files": describe_files(folder)})
     write_model(folder / MANIFEST_FILE, manifest)
@@ -87,12 +92,16 @@ def fill_folder(folder: Path, finished: Finished, private: Private, reporter: Re
     return manifest
 
 
-def _write_parts(run: RunDirectory, folder: Path, settings: PublishSettings, base: PublishedBase) -> tuple[str, ...]:
-    """Write adapter, merged model and GGUF files; return the paths of the last."""
+def _write_parts(finished: Finished, folder: Path, base: PublishedBase) -> tuple[str, ...]:
+    """Write adapter, merged model and GGUF files, each with its proof; return the paths of the last."""
+    run, settings = finished.run, finished.settings
     if "adapter" in settings.parts:
         write_adapter_part(run, folder, base)
     if "merged" in settings.parts:
-        write_merged_part(run, folder / MERGED_FOLDER if "adapter" in settings.parts else folder)
+        merged = folder / MERGED_FOLDER if "adapter" in settings.parts else folder
+        write_merged_part(run, merged)
+        if finished.served is not None:
+            write_model(merged / SERVER_PROOF_FILE, finished.served)
     if not settings.gguf:
         return ()
     from finetune.exporting import Extras, export_model

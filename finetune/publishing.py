@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.table import Table
 
-from evaluation.files import sha256_of_file, staged_folder
+from evaluation.files import sha256_of_file, sha256_of_folder, staged_folder
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError, ProofFailed
@@ -25,6 +25,9 @@ from finetune.records import MergeProof
 from finetune.report_contents import Report
 from finetune.report_figures import memory
 from finetune.run_directory import STAGES, RunDirectory
+from finetune.server_door import ServerProof
+from finetune.server_proof import load_server_proof, prove_served
+from finetune.serving_model import TEMPLATE_FILE, Asked
 
 
 def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Reporter) -> Manifest:
@@ -36,13 +39,14 @@ def stage(run: RunDirectory, settings: PublishSettings, out: Path, reporter: Rep
     """
     check_finished(run)
     check_proofs(run, settings.parts)
+    served = prove_at_server(run, settings, reporter) if "merged" in settings.parts else None
     _refuse_used(out)
     report, lock = _load_report(run), _load_lock(run)
     decision = _decide(report, lock, settings)
     public_labels(report.audit, settings.public_labels)
     reporter.say(f"licence: {decision.licence.id} ({decision.reason})")
     base = _find_base(report, lock, settings, reporter)
-    finished = Finished(run, published_report(report, lock), report.recipe, lock, base, decision, settings)
+    finished = Finished(run, published_report(report, lock), report.recipe, lock, base, decision, settings, served)
     private = describe_private((run.folder, settings.cache, base.folder, out.parent))
     with staged_folder(out) as staging:
         manifest = fill_folder(staging, finished, private, reporter)
@@ -88,6 +92,26 @@ def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
     trained = _load_report(run).training.adapter_sha256
     if "adapter" in parts and sha256_of_file(run.adapter / ADAPTER_FILE) != trained:
         raise ProofFailed("the adapter is not the one that was trained", where=str(run.adapter))
+
+
+def prove_at_server(run: RunDirectory, settings: PublishSettings, reporter: Reporter) -> ServerProof | None:
+    """Return the proof of the merged model at a running server; it is made now where there is none of this model.
+
+    A model without a chat template has none: servers take chats.
+
+    Raises:
+        MachineError: there is none, and no server is installed.
+        ProofFailed: the server makes something else of it.
+    """
+    if not (run.merged / TEMPLATE_FILE).is_file():
+        return None
+    if proof := load_server_proof(run.folder, sha256_of_folder(run.merged)):
+        return proof
+    reporter.say("the merged model was at no server yet: it is proven there now")
+    prove_served(Asked(str(run.folder)), None, settings.cache)
+    proof = load_server_proof(run.folder, sha256_of_folder(run.merged))
+    assert proof is not None, "it was written a moment ago"
+    return proof
 
 
 def local_base(run: RunDirectory) -> Path | None:

@@ -15,6 +15,7 @@ from evaluation.chat_text import as_json
 from evaluation.conversation import Conversation
 from finetune.errors import MachineError
 
+SERVER_PROOF_FILE = "serving.json"
 SECONDS = 600.0
 """For one answer."""
 
@@ -29,6 +30,31 @@ class ServerAnswer:
     """Tokens that the server made of the conversation."""
     finish_reason: str
     """`stop` where the model ended it by itself, `length` at the limit."""
+
+
+class ServerProof(BaseModel):
+    """serving.json beside a model: what a running server made of it, compared with plain transformers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    server: str
+    version: str
+    model_sha256: str
+    """Of the model's folder, as it was served."""
+    conversations: int
+    """Conversations that the server made as many tokens of as scoring does: all."""
+    prompt_tokens: int
+    """Tokens of them."""
+    answers: int
+    """Conversations that were answered greedily by both."""
+    answer_tokens: int
+    """Most new tokens an answer."""
+    equal: int
+    """Answers with the same text and the same end."""
+    stopped: int
+    """Answers that the server's model ended by itself."""
+    largest_gap: float | None
+    """Where texts part, the model's logit of its own token above the server's; none where all are equal."""
 
 
 class _Part(BaseModel):
@@ -83,6 +109,15 @@ def ask_server(
         answers.append(ServerAnswer(choice.message.content or "", completion.usage.prompt_tokens, choice.finish_reason))
         advance(1)
     return answers
+
+
+def describe_server_proof(proof: ServerProof) -> str:
+    """Say in one line what was compared."""
+    gap = "" if proof.largest_gap is None else f", parted at gaps of at most {proof.largest_gap:.3f} logits"
+    return (
+        f"{proof.server} {proof.version}: {proof.conversations} conversations of {proof.prompt_tokens:,} tokens, "
+        f"{proof.equal}/{proof.answers} answers equal{gap}"
+    )
 
 
 def _post(url: str, body: bytes) -> _Completion:

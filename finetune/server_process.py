@@ -112,6 +112,13 @@ def wait_until_ready(server: ServerProcess, url: str) -> None:
     raise server.failure(f"the server runs and did not answer within {LONGEST_START:.0f} seconds at {url}")
 
 
+def free_port() -> int:
+    """Return a port of this machine's own address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def require_free(host: str, port: int) -> None:
     """Check that nobody listens there already.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ import typer
 from finetune.console import Reporter
 from finetune.launch_lines import check_servable
 from finetune.peft_weights import open_peft_folder
-from finetune.server_process import Ended, require_free, running, wait_until_ready
+from finetune.server_process import Ended, ServerProcess, require_free, running, wait_until_ready
 from finetune.serving_choice import HEALTH, Facts, Launch, Server, choose_server, command_line
 from finetune.serving_model import Asked, ServedModel, find_served, lay_out
 
@@ -37,6 +39,13 @@ class Place:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+@dataclass(frozen=True)
+class _Start:
+    command: list[str]
+    environment: dict[str, str]
+    folder: Path
+
+
 def serve_model(asked: Asked, forced: Server | None, place: Place, cache: Path, *, dry_run: bool = False) -> None:
     """Serve a model until somebody ends it.
 
@@ -49,31 +58,52 @@ def serve_model(asked: Asked, forced: Server | None, place: Place, cache: Path, 
     choice = choose_server(facts_of(model), forced)
     for reason in choice.reasons:
         reporter.say(f"  {reason}")
-    served = lay_out(model, cache.resolve())  # the server does not run in the user's folder
-    command = command_line(choice.server, build_launch(choice.server, model, served.snapshot, place))
-    environment = {
-        "HF_HUB_CACHE": str(served.hub),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
     if dry_run:
-        settings = shlex.join(f"{name}={value}" for name, value in environment.items())
-        typer.echo(f"cd {shlex.quote(str(served.hub))} && env {settings} {shlex.join(command)}")
+        start = _lay_out_start(model, choice.server, place, cache)
+        settings = shlex.join(f"{name}={value}" for name, value in start.environment.items())
+        typer.echo(f"cd {shlex.quote(str(start.folder))} && env {settings} {shlex.join(start.command)}")
         return
-    require_free(place.host, place.port)
     try:
-        # Not where the user stands: a folder there with the model's name would be taken for the model.
-        with running(command, environment, served.hub) as server:
-            with reporter.bar(f"start {choice.server}", 1) as advance:
-                wait_until_ready(server, place.address + HEALTH[choice.server])
-                advance(1)
+        with started(model, choice.server, place, cache, reporter) as server:
             _introduce(model, choice.server, place, reporter)
             server.shown = True
             status = server.child.wait()
             raise server.failure(f"the server ended by itself with status {status}")
     except Ended:
         reporter.say("the server has ended")
+
+
+@contextmanager
+def started(
+    model: ServedModel, chosen: Server, place: Place, cache: Path, reporter: Reporter
+) -> Iterator[ServerProcess]:
+    """Start a server with a model, wait until it answers, and end it with the block.
+
+    Raises:
+        DataError: the model cannot be served as it was trained.
+        MachineError: the address is taken, or the server ended before it answered; with its last lines.
+        Ended: inside the block, when this process is asked to end.
+    """
+    start = _lay_out_start(model, chosen, place, cache)
+    require_free(place.host, place.port)
+    # Not where the user stands: a folder there with the model's name would be taken for the model.
+    with running(start.command, start.environment, start.folder) as server:
+        with reporter.bar(f"start {chosen}", 1) as advance:
+            wait_until_ready(server, place.address + HEALTH[chosen])
+            advance(1)
+        yield server
+
+
+def _lay_out_start(model: ServedModel, chosen: Server, place: Place, cache: Path) -> _Start:
+    served = lay_out(model, cache.resolve())  # the server does not run in the user's folder
+    environment = {
+        "HF_HUB_CACHE": str(served.hub),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command = command_line(chosen, build_launch(chosen, model, served.snapshot, place))
+    return _Start(command, environment, served.hub)
 
 
 def facts_of(model: ServedModel) -> Facts:

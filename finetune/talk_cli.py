@@ -57,6 +57,9 @@ def serve(  # noqa: PLR0913  # each option of the command is a parameter
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command line and stop.")] = False,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Compare its tokens and answers with the model's, write serving.json, stop.")
+    ] = False,
     sha256: Sha256 = None,
     cache: Cache = None,
 ) -> None:
@@ -65,6 +68,11 @@ def serve(  # noqa: PLR0913  # each option of the command is a parameter
     from finetune.serving_model import Asked
 
     asked = Asked(model, tuple(adapters or ()), sha256)
+    if prove:
+        from finetune.server_proof import prove_served
+
+        prove_served(asked, server, _cache(cache))
+        return
     serve_model(asked, server, Place(host, port), _cache(cache), dry_run=dry_run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Literal, get_args
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.model import ModelSpec, Quantization
+from evaluation.model import ModelSpec, Quantization, stored_dtype
 from evaluation.result_files import load_result
 from evaluation.runner import installed_versions
 from finetune.adapter import adapter_hash
@@ -116,17 +115,12 @@ def _contenders(folder: Path, manifest: Manifest, base: Path) -> list[Contender]
         models.append(Contender("adapter", spec, sha256, adapter_hash(folder)))
     if "merged" in manifest.parts:
         merged = folder / merged_folder(manifest)
-        dtype = _stored_dtype(merged)
+        dtype = stored_dtype(merged)
         forms = {"merged": None, **QUANTIZED_MERGES}
         merged_sha256 = hash_model_folder(merged)
         models += [Contender(name, ModelSpec(merged, None, form, dtype), merged_sha256) for name, form in forms.items()]
     claimed = {score.contender for score in manifest.scores}
     return [model for model in models if model.name in claimed]
-
-
-def _stored_dtype(merged: Path) -> str:
-    """Read the type in which a merged model is stored."""
-    return str(json.loads((merged / "config.json").read_bytes()).get("dtype", "float32"))
 
 
 def _claimed_only(recipe: Recipe, manifest: Manifest) -> Recipe:

@@ -8,7 +8,6 @@ tokens it made of a prompt, and not which; llama.cpp's and the folders' ids are 
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from finetune.gguf_export import export_gguf
 from finetune.llama_cpp import has_llama_cpp, open_in_llama_cpp
 from finetune.recipe_file import load_recipe
 from finetune.server_door import ask_server
+from finetune.server_process import free_port
 
 pytestmark = pytest.mark.slow
 CONVERSATIONS = 1000
@@ -96,9 +96,7 @@ def test_a_server_makes_as_many_tokens_of_each_prompt(merged: Path, renderer: Re
 @contextmanager
 def serving(model: Path) -> Iterator[str]:
     """Serve a model folder with `finetune serve`, from when it answers until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

@@ -18,7 +18,8 @@ from tiny_runs import finetune_command, process_command
 from evaluation.conversation import Conversation, Message
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
-from finetune.server_door import ask_server
+from finetune.server_door import ServerProof, ask_server
+from finetune.server_process import free_port
 
 pytestmark = pytest.mark.slow  # a whole run is made first
 
@@ -51,9 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     cache = tmp_path_factory.mktemp("cache")
     command = process_command("serve", str(run), "--port", str(port), "--cache", str(cache))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -77,6 +76,15 @@ def test_the_servers_answers_are_those_of_scoring(served: Served) -> None:
     assert [one.finish_reason for one in found] == ["stop" if one.stopped else "length" for one in expected]
     assert found[0].text == TUNED
     assert found[0].finish_reason == "stop"
+
+
+@pytest.mark.slow
+def test_a_server_is_proven_by_one_command(run: Path, tmp_path: Path) -> None:
+    proven = finetune_command("serve", str(run), "--prove", "--cache", str(tmp_path))
+    assert proven.status == 0, proven.stderr
+    proof = ServerProof.model_validate_json((run / "serving.json").read_bytes())
+    assert (proof.server, proof.conversations, proof.equal) == ("transformers", 64, 8)
+    assert "8/8 answers equal" in proven.stderr
 
 
 @pytest.mark.slow

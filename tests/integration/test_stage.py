@@ -28,6 +28,7 @@ from finetune.publish_scan import LICENCE_FILES
 from finetune.publishing import check_proofs
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import STAGES, RunDirectory
+from finetune.server_door import ServerProof
 
 pytestmark = pytest.mark.slow  # a whole run is made first
 
@@ -226,6 +227,9 @@ def test_merged_and_gguf_are_published_with_their_proofs(place: Workplace, tmp_p
     assert outcome.status == 0, outcome.stderr
     names = set(files_of(tmp_path / "all"))
     assert {"merged/model.safetensors", "merged/merge.json", "gguf/tiny-f16.gguf", "gguf/tiny-f16.gguf.json"} <= names
+    proof = ServerProof.model_validate_json((tmp_path / "all/merged/serving.json").read_bytes())
+    assert (proof.server, proof.conversations, proof.answers) == ("transformers", 64, 8)
+    assert f"{proof.equal}/8 answers equal" in (tmp_path / "all/README.md").read_text(encoding="utf-8")
     assert load_manifest(tmp_path / "all").parts == ("adapter", "merged", "gguf")
     run = place.folder / "run"
     assert sha256_of_file(run / "merged/model.safetensors") == files_of(tmp_path / "all")["merged/model.safetensors"]
@@ -239,6 +243,17 @@ def test_a_merged_model_alone_lies_at_the_top_and_answers(place: Workplace, tmp_
     assert ModelCard.load(tmp_path / "merged/README.md").data.library_name == "transformers"
     found = [text.strip() for text in answers_of(tmp_path / "merged", place)]
     assert found == [one.answer for one in load_manifest(tmp_path / "merged").answers]
+
+
+def test_a_merged_model_is_not_published_without_a_server_to_prove_it_at(
+    copied: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied.folder / "run" / "serving.json").unlink(missing_ok=True)
+    monkeypatch.setattr("finetune.serving.find_spec", lambda _: None)
+    refused = publish(copied, tmp_path / "out", "--part", "merged")
+    assert refused.status == 6
+    assert "pip install 'finetune-recipes[serve]'" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
