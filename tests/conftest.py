@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from dataclasses import asdict
 
 import pytest
-from figures import Figure, Figures
+from figures import BOARDS, Figure, Figures
 from xdist.workermanage import WorkerController
 
 FIGURES = pytest.StashKey[Figures]()
@@ -24,13 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--figures",
         action="store_true",
-        help="run the laws on data in full size and write their figures to docs/guarantees.md",
+        help="run the laws on data and the faults in full size and write their figures to docs/guarantees.md",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the figures of this session."""
-    config.stash[FIGURES] = Figures(full=bool(config.getoption("--figures")))
+    """Keep the figures of this session; measured in full, the slow ones are among them."""
+    full = bool(config.getoption("--figures"))
+    config.stash[FIGURES] = Figures(full=full)
+    if full and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
 
 
 def pytest_collection_finish() -> None:
@@ -55,10 +58,11 @@ def pytest_testnodedown(node: WorkerController) -> None:
     node.config.stash[FIGURES].lines += [Figure(**line) for line in lines]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """Return the figures that the laws on data report."""
-    return request.config.stash[FIGURES]
+    """Return the figures that a test reports; its folder says on which board they are."""
+    found = request.config.stash[FIGURES]
+    return Figures(found.full, found.lines, next(board for board in BOARDS if f"/{board}/" in str(request.path)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -67,7 +71,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not found.lines:
         return
     terminalreporter.section("figures" if found.full else "figures (small; --figures measures them in full)")
-    for line in found.table():
-        terminalreporter.line(line)
-    if found.full:
-        found.write()
+    for board in found.boards():
+        for line in found.table(board):
+            terminalreporter.line(line)
+        if found.full:
+            found.write(board)
