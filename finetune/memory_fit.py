@@ -77,9 +77,10 @@ class MemoryFit:
             todo = self._computed  # what did not fit has left a part of its gradients: the step begins again
         return loss
 
-    def try_largest(self, batch: Batch, computing: Computing, all_fit: Callable[[bool], bool]) -> None:
-        """Compute a micro-batch for no update, and ask for less until it fits; no generator and no gradient is changed.
+    def try_out(self, largest: Batch, longest: Batch, computing: Computing, all_fit: Callable[[bool], bool]) -> None:
+        """Compute for no update, and ask for less until it fits; no generator and no gradient is changed by it.
 
+        Tried are the largest micro-batch and, where that has to be cut, the longest example, which cannot be.
         `all_fit` says whether it fitted every process, so that all of them ask for the same.
 
         Raises:
@@ -88,8 +89,11 @@ class MemoryFit:
         if self.setting.gradient_checkpointing:
             computing.checkpoint()
         with _generators_restored(), computing.without_sync():
-            while not all_fit(self._losses([batch], computing) is not None):
-                self._lower(batch, computing)
+            for batch in (largest, longest):
+                while not all_fit(self._losses([batch], computing) is not None):
+                    self._lower(batch, computing)
+                if self.setting.tokens_per_micro_batch is None:
+                    break
         computing.drop_gradients()
 
     def _losses(self, batches: Sequence[Batch], computing: Computing) -> Tensor | None:

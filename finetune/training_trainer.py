@@ -25,7 +25,7 @@ from evaluation.inference import pad_examples
 from evaluation.rendering import IGNORE, Example
 from evaluation.token_loss import labelled_nll, shift
 from finetune.batch_cutting import Batch
-from finetune.batches import BatchPlan
+from finetune.batches import BatchPlan, MicroBatch
 from finetune.capabilities import Choices
 from finetune.example_files import example_at, read_lengths
 from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
@@ -153,15 +153,20 @@ class RecipeTrainer(SFTTrainer):
 
     def _try_largest(self, model: Any) -> None:
         lengths = read_lengths(self.examples).tolist()
-        planned = largest_micro_batch(self.batching.plan.micro_batches, lengths, self.batching.packed)
-        examples = [example_at(self.examples, i) for i in planned]
-        rows = [{"input_ids": list(one.input_ids), "labels": list(one.labels)} for one in examples]
-        labelled = torch.tensor(max(1, sum(one.trained_tokens for one in examples)), device=self.args.device)
+        largest = largest_micro_batch(self.batching.plan.micro_batches, lengths, self.batching.packed)
+        longest = lengths.index(max(lengths))
+        tried = [self._collated(largest), self._collated((longest,))]
+        labelled = torch.tensor(max(1, int((tried[0]["labels"] != IGNORE).sum())), device=self.args.device)
         # AdamW keeps two numbers for each that is trained, from the first update on.
         kept = [torch.empty_like(p) for p in trainable_parameters(self._adapted).values() for _ in range(2)]
-        self.memory.try_largest(self.data_collator(rows), self._computing(model, labelled), self._in_all_processes)
+        self.memory.try_out(*tried, self._computing(model, labelled), self._in_all_processes)
         del kept
         self._metrics["train"].clear()  # what TRL counts beside its own loss
+
+    def _collated(self, indices: MicroBatch) -> Batch:
+        examples = [example_at(self.examples, i) for i in indices]
+        rows = [{"input_ids": list(one.input_ids), "labels": list(one.labels)} for one in examples]
+        return cast(Batch, self.data_collator(rows))
 
     def _computing(self, model: Any, num_items_in_batch: Any) -> Computing:
         plain: Callable[..., Tensor] = super().training_step

@@ -24,7 +24,7 @@ from evaluation.rendering import Example
 from finetune.adapter import ADAPTER_FILE, adapter_hash, build_adapter
 from finetune.batch_cutting import Batch, cut, size_of
 from finetune.errors import MachineError
-from finetune.memory_fit import is_out_of_memory, largest_micro_batch
+from finetune.memory_fit import MemoryFit, is_out_of_memory, largest_micro_batch
 from finetune.packing import pack_examples
 from finetune.records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.training import train
@@ -178,8 +178,16 @@ def test_memory_that_runs_out_in_the_middle_begins_the_step_again(
 
 
 def test_checkpointing_comes_after_single_examples(
-    base: Path, tmp_path: Path, limited: Callable[[Memory], Memory]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: Callable[[Memory], Memory]
 ) -> None:
+    lowered: list[int] = []
+    lower = MemoryFit._lower
+
+    def seen(self: MemoryFit, *given: object) -> None:
+        lowered.append(self._step)
+        lower(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MemoryFit, "_lower", seen)
     recipe = tiny_recipe(base)
     roomy = trained(tmp_path / "roomy", recipe, EXAMPLES)
     longest = max(len(example.input_ids) for example in EXAMPLES)
@@ -187,6 +195,7 @@ def test_checkpointing_comes_after_single_examples(
     tight = trained(tmp_path / "tight", recipe, EXAMPLES)
     assert told(tight)[0].memory.gradient_checkpointing
     assert memory.ran_out > 1
+    assert set(lowered) == {-1}, "it was found out before the first step"
     assert_same_but_for_rounding(tight, roomy)
 
 
