@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from finetune.disk_space import free_bytes, size_text, what_to_free
 from finetune.errors import MachineError, UserError
@@ -35,22 +35,30 @@ def disk_fault(error: BaseException) -> int | None:
     return None
 
 
-@contextmanager
-def disk_faults_told(what: str, folder: Path, cache: Path | None = None) -> Iterator[None]:
-    """Turn a full or broken disk that stops a block into an error that says what to do.
+@dataclass(frozen=True)
+class TellingDiskFaults:
+    """Turns a full or broken disk that stops a block into an error that says what to do; other errors go through.
+
+    It looks at every error, since tokenizers raises no type of its own.
 
     Raises:
-        MachineError: what was written, how much is free, and what could be freed.
+        MachineError: what was stopped, how much is free, and what could be freed.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # safetensors, tokenizers and pyarrow have errors of their own for it
-        number = disk_fault(error)
-        if number is None:
-            raise
-        raise as_told(number, what, folder, cache) from error
+
+    what: str
+    folder: Path
+    cache: Path | None = None
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Look at what stopped the block."""
+        number = disk_fault(error) if isinstance(error, Exception) and not isinstance(error, UserError) else None
+        if number is not None:
+            raise as_told(number, self.what, self.folder, self.cache) from error
 
 
 def as_told(number: int, what: str, folder: Path, cache: Path | None) -> MachineError:

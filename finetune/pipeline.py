@@ -16,7 +16,7 @@ from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.checkpoints import MadeFrom, checkpoint_to_go_on_from, discard_checkpoints, discard_finished
 from finetune.console import Reporter
-from finetune.disk_faults import disk_faults_told
+from finetune.disk_faults import TellingDiskFaults
 from finetune.disk_space import Sizes, bytes_for, require_space
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
 from finetune.recipe import Base, Checkpoints, Recipe
@@ -95,10 +95,10 @@ def run_recipe(
     """
     directory = RunDirectory(folder)
     loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
-    with disk_faults_told("looking for what the recipe names", folder, cache), directory.hold():
+    with TellingDiskFaults("looking for what the recipe names", folder, cache), directory.hold():
         run = _resolve(loaded, directory, cache, reporter, signals or Signals())
         for stage in STAGES[: STAGES.index(until) + 1]:
-            with disk_faults_told(stage, folder, cache):
+            with TellingDiskFaults(stage, folder, cache):
                 _run_stage(run, stage)
     if until == "report":
         reporter.say(f"open {folder / 'report.html'}")

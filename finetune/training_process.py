@@ -15,7 +15,7 @@ from typing import NoReturn
 from evaluation.files import write_text
 from evaluation.quiet import quiet_libraries
 from finetune.console import Reporter
-from finetune.disk_faults import disk_faults_told
+from finetune.disk_faults import TellingDiskFaults
 from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE, STOP_FILE, UNDER_WAY_FILE
 from finetune.machine import end_with_parent
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     from finetune.training import train  # its threads are to begin with the signals blocked
 
     try:
-        with disk_faults_told("train", job.run_folder):
+        with TellingDiskFaults("train", job.run_folder):
             train(job, Reporter(), stop)
     except Interrupted as interrupted:
         if os.environ["RANK"] == "0":

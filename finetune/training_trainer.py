@@ -154,12 +154,11 @@ class RecipeTrainer(SFTTrainer):
     def _try_largest(self, model: Any) -> None:
         lengths = read_lengths(self.examples).tolist()
         largest = largest_micro_batch(self.batching.plan.micro_batches, lengths, self.batching.packed)
-        longest = lengths.index(max(lengths))
-        tried = [self._collated(largest), self._collated((longest,))]
-        labelled = torch.tensor(max(1, int((tried[0]["labels"] != IGNORE).sum())), device=self.args.device)
+        batch, longest = self._collated(largest), self._collated((lengths.index(max(lengths)),))
+        labelled = torch.tensor(max(1, int((batch["labels"] != IGNORE).sum())), device=self.args.device)
         # AdamW keeps two numbers for each that is trained, from the first update on.
         kept = [torch.empty_like(p) for p in trainable_parameters(self._adapted).values() for _ in range(2)]
-        self.memory.try_out(*tried, self._computing(model, labelled), self._in_all_processes)
+        self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
         del kept
         self._metrics["train"].clear()  # what TRL counts beside its own loss
 

@@ -15,7 +15,7 @@ from tiny_training import tiny_recipe
 from evaluation.model import ModelSpec, load_base
 from finetune import disk_space
 from finetune.adapter import build_adapter
-from finetune.disk_faults import disk_fault, disk_faults_told
+from finetune.disk_faults import TellingDiskFaults, disk_fault
 from finetune.disk_space import (
     SMALL_FILES,
     Sizes,
@@ -186,12 +186,19 @@ def test_faults_of_a_disk_are_told_from_others(fault: Exception, tmp_path: Path)
     behind.__context__ = fault
     assert disk_fault(behind) is not None
     with pytest.raises(MachineError, match="merge was stopped; what was finished before is as it was"):  # noqa: SIM117
-        with disk_faults_told("merge", tmp_path):
+        with TellingDiskFaults("merge", tmp_path):
             raise fault
+
+
+def test_an_interrupt_passes_whatever_came_before(tmp_path: Path) -> None:
+    interrupt = KeyboardInterrupt()
+    interrupt.__context__ = FAULTS["system"]
+    with pytest.raises(KeyboardInterrupt), TellingDiskFaults("merge", tmp_path):
+        raise interrupt
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
     for other in (OSError(errno.ENOENT, "No such file"), KeyError("x"), DataError("no rows")):
         assert disk_fault(other) is None
-        with pytest.raises(type(other)), disk_faults_told("merge", tmp_path):
+        with pytest.raises(type(other)), TellingDiskFaults("merge", tmp_path):
             raise other
