@@ -53,6 +53,7 @@ class Poison(TrainerCallback):
     model: torch.nn.Module | None = None
     put_in: str = ""
     updates: int = 0
+    micro_batches: int = 0
     before: dict[str, Tensor] = field(default_factory=dict)
     """What was trained, before the step."""
 
@@ -111,7 +112,9 @@ def poisoned(poison: Poison) -> Iterator[None]:
                     parameter.view(-1)[poison.draw.randrange(parameter.numel())] = poison.value
 
         def training_step(self: RecipeTrainer, model: object, inputs: dict[str, Tensor], items: object) -> Tensor:
-            if poison.into == "loss" and poison.before and len(poison.put_in) == 0:
+            poison.micro_batches += bool(poison.before)
+            last = self.args.gradient_accumulation_steps
+            if poison.into == "loss" and poison.before and poison.micro_batches == last:
                 poison.put_in = "loss"
                 handle = (
                     self.model.get_base_model()
@@ -171,7 +174,7 @@ def _faults_of_rows(run: RunDirectory, plan: BatchPlan, poison: Poison) -> list[
     rows = [StoppedRow.model_validate_json(line) for line in (run.stopped / "rows.jsonl").read_text().splitlines()]
     size = plan.micro_batches_per_step
     step = plan.micro_batches[(poison.step - 1) * size : poison.step * size]
-    own = step[:1] if poison.into == "loss" else step  # the first micro-batch of the step was poisoned
+    own = step[-1:] if poison.into == "loss" else step  # the last micro-batch of the step was poisoned
     wanted = [i for batch in own for i in batch]
     if [row.example for row in rows] != wanted:
         return [f"rows {[row.example for row in rows]} are listed for {wanted}"]
