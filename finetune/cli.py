@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -32,7 +33,6 @@ TRACEBACK = "--traceback"
 """Accepted anywhere on the command line: show where an error came from."""
 OFFLINE = "--offline"
 """Accepted anywhere on the command line: whoever asks the network is refused, and named."""
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN = 70
 """sysexits.h EX_SOFTWARE: a fault of the program, not of its user."""
 
@@ -44,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog="Exit codes: 2 recipe, 3 data, 4 training stopped, 5 proof failed, 6 this machine cannot do it, "
-    "7 a repeated run came out otherwise.",
+    "7 a repeated run came out otherwise, 130 and 143 interrupted (Ctrl-C, SIGTERM).",
 )
 
 
@@ -80,6 +80,9 @@ Cache = Annotated[Path | None, typer.Option(help="Folder for fetched bases and d
 Devices = Annotated[str | None, typer.Option(metavar="N|all", help="GPUs (processes on a CPU); overrides the recipe.")]
 
 
+Restart = Annotated[bool, typer.Option("--restart", help="Train an interrupted training anew from its first step.")]
+
+
 Masks = Annotated[
     Literal["sample", "full"] | None,
     typer.Option("--audit", help="Compute the masks of a sample or of all examples in a second way."),
@@ -95,15 +98,21 @@ class Listed(StrEnum):
 
 
 @app.command(epilog="Example: finetune run icd10-quickstart --set data.train.0.limit=200")
-def run(
+def run(  # noqa: PLR0913  # each option of the command is a parameter
     recipe: RecipeName,
     settings: Settings = None,
     out: Out = None,
     cache: Cache = None,
     devices: Devices = None,
     audit: Masks = None,
+    restart: Restart = False,
 ) -> None:
-    """Run every stage of a recipe: prepare, train, merge, evaluate, report. Finished stages are skipped."""
+    """Run every stage of a recipe: prepare, train, merge, evaluate, report. Finished stages are skipped.
+
+    A training that was interrupted goes on from its last checkpoint.
+    """
+    if restart:
+        _forget_training(recipe, settings, out)
     _run(_load(recipe, settings, devices, audit), out, cache, "report")
 
 
@@ -122,8 +131,11 @@ def train(
     out: Out = None,
     cache: Cache = None,
     devices: Devices = None,
+    restart: Restart = False,
 ) -> None:
-    """Run the stages up to training."""
+    """Run the stages up to training; one that was interrupted goes on from its last checkpoint."""
+    if restart:
+        _forget_training(recipe, settings, out)
     _run(_load(recipe, settings, devices), out, cache, "train")
 
 
@@ -275,12 +287,32 @@ def _load(
 def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stage) -> None:
     from finetune.cache import default_cache
     from finetune.console import Reporter
-    from finetune.pipeline import run_recipe
+    from finetune.signals import GO_ON, Interrupted, Signals
 
+    signals = Signals()
     try:
-        run_recipe(loaded, out or Path("runs") / loaded.recipe.name, cache or default_cache(), Reporter(), until)
+        with signals.listening():
+            # Importing takes a second or two, and is heard out of as well.
+            from finetune.pipeline import run_recipe
+
+            run_recipe(loaded, _folder(loaded, out), cache or default_cache(), Reporter(), until, signals)
+    except Interrupted as interrupted:
+        _fail(interrupted.what, interrupted.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; finished stages are kept, the same command goes on from there", EXIT_INTERRUPTED)
+        _fail(GO_ON, 128 + signal.SIGINT)
+
+
+def _forget_training(recipe: str, settings: list[str] | None, out: Path | None) -> None:
+    from finetune.checkpoints import discard_checkpoints
+    from finetune.run_directory import RunDirectory
+
+    run = RunDirectory(_folder(_load(recipe, settings), out))
+    with run.hold():
+        discard_checkpoints(run)
+
+
+def _folder(loaded: LoadedRecipe, out: Path | None) -> Path:
+    return out or Path("runs") / loaded.recipe.name
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

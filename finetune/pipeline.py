@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
+from finetune.checkpoints import MadeFrom, checkpoint_to_go_on_from, discard_checkpoints, discard_finished
 from finetune.console import Reporter
 from finetune.disk_faults import TellingDiskFaults
 from finetune.disk_space import Sizes, bytes_for, require_space
 from finetune.machine import computes_bfloat16, describe_environment, peak_memory_bytes, settle_dtypes, versions
-from finetune.recipe import Recipe
+from finetune.recipe import Checkpoints, Recipe
 from finetune.recipe_file import LoadedRecipe
 from finetune.recipe_written import spell_out
 from finetune.records import StageTime
@@ -25,6 +26,7 @@ from finetune.row_templates import load_row_template
 from finetune.rows import resolve_source
 from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
 from finetune.run_lock import load_lock
+from finetune.signals import Signals
 
 Inputs = dict[str, str]
 
@@ -37,6 +39,7 @@ class Run:
     directory: RunDirectory
     cache: Path
     reporter: Reporter
+    signals: Signals
     base: ResolvedBase
     sources: dict[str, str]
     """Source → hash of its content."""
@@ -60,17 +63,23 @@ class Run:
 
 
 def run_recipe(
-    loaded: LoadedRecipe, folder: Path, cache: Path, reporter: Reporter, until: Stage = "report"
+    loaded: LoadedRecipe,
+    folder: Path,
+    cache: Path,
+    reporter: Reporter,
+    until: Stage = "report",
+    signals: Signals | None = None,
 ) -> RunDirectory:
     """Run the stages of a recipe up to and including `until`.
 
     Raises:
         UserError: whatever stops a stage; finished stages stay finished.
+        Interrupted: a signal was heard.
     """
     directory = RunDirectory(folder)
     loaded = replace(loaded, recipe=settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16()))
     with TellingDiskFaults("looking for what the recipe names", folder, cache), directory.hold():
-        run = _resolve(loaded, directory, cache, reporter)
+        run = _resolve(loaded, directory, cache, reporter, signals or Signals())
         for stage in STAGES[: STAGES.index(until) + 1]:
             with TellingDiskFaults(stage, folder, cache):
                 _run_stage(run, stage)
@@ -79,14 +88,15 @@ def run_recipe(
     return directory
 
 
-def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter) -> Run:
+def _resolve(loaded: LoadedRecipe, directory: RunDirectory, cache: Path, reporter: Reporter, signals: Signals) -> Run:
     """Fetch and hash what the recipe names."""
     recipe = loaded.recipe
     pinned = load_lock(directory).pin(recipe.base) if directory.lock_file.exists() else recipe.base
     base = resolve_base(pinned, cache, reporter.say)
     found = {s.label: resolve_source(s, cache, reporter.say) for s in recipe.data.sources}
     hashes = {name: source.sha256 for name, source in found.items()}
-    return Run(loaded, directory, cache, reporter, base, hashes, tuple(source.path for source in found.values()))
+    files = tuple(source.path for source in found.values())
+    return Run(loaded, directory, cache, reporter, signals, base, hashes, files)
 
 
 def _write_down(run: Run) -> None:
@@ -102,6 +112,8 @@ def _run_stage(run: Run, stage: Stage) -> None:
     stale = run.directory.why_stale(stage, inputs)
     if stale is None:
         run.reporter.say(f"{stage}: finished, skipped")
+        if stage == "train":
+            discard_finished(run.directory, inputs)  # it was killed before it could
         return
     run.reporter.say(f"{stage}: {stale}")
     require_space(run.directory.folder, bytes_for(stage, run.sizes), stage, run.cache)
@@ -111,7 +123,10 @@ def _run_stage(run: Run, stage: Stage) -> None:
     seconds = time.perf_counter() - began
     run.directory.remove_outdated(stage)
     run.directory.finish(stage, inputs, StageTime(stage=stage, seconds=seconds, peak_memory_bytes=peak_memory_bytes()))
+    if stage == "train":
+        discard_checkpoints(run.directory)
     run.reporter.say(f"{stage}: done in {seconds:.0f} s")
+    run.signals.may_end()
 
 
 def _inputs(run: Run, stage: Stage) -> Inputs:
@@ -129,10 +144,9 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
             }
             return shared | sections | scored | run.sources | templates
         case "train":
-            sections = {
-                "adapter": _hash(recipe.adapter),
-                "training": _hash(recipe.training.model_copy(update={"devices": 1})),
-            }
+            # How many devices, and how often it is kept, is not what is learned.
+            learned = recipe.training.model_copy(update={"devices": 1, "checkpoints": Checkpoints()})
+            sections = {"adapter": _hash(recipe.adapter), "training": _hash(learned)}
             return (
                 shared
                 | sections
@@ -176,15 +190,19 @@ def _train(run: Run) -> None:
     check_contracts()
     write_model(run.directory.environment, describe_environment())
     name, revision = run.base.published
+    devices = count_devices(run.recipe.training.devices)
+    made_from = MadeFrom(decisive=_inputs(run, "train"), origins=_inputs(run, "prepare") | versions())
     job = TrainingJob(
         recipe=run.recipe,
         run_folder=run.directory.folder,
         base_folder=run.base.folder,
         base_name=name,
         base_revision=revision,
-        devices=count_devices(run.recipe.training.devices),
+        devices=devices,
+        made_from=made_from,
+        checkpoint=checkpoint_to_go_on_from(run.directory, made_from, devices, run.reporter.say),
     )
-    launch_training(job, run.reporter)
+    launch_training(job, run.reporter, run.signals)
 
 
 def _merge(run: Run) -> None:

@@ -67,6 +67,24 @@ class EarlyStopping(Section):
     """Measurements of the validation loss without improvement before training stops."""
 
 
+DEFAULT_MINUTES = 10.0
+"""From one checkpoint to the next, where the recipe does not say."""
+
+
+class Checkpoints(Section):
+    """How often an interrupted training can be gone on with from; one of the two keys."""
+
+    every_steps: Count | None = None
+    """Steps from one checkpoint to the next."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes from one checkpoint to the next; a training that is shorter writes none. 10 if neither is given."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from one checkpoint to the next, where steps are not counted."""
+        return 60 * (self.every_minutes or DEFAULT_MINUTES)
+
+
 class Training(Section):
     """Supervised fine-tuning by TRL's SFTTrainer."""
 
@@ -96,6 +114,8 @@ class Training(Section):
     """Present: stop when the validation loss no longer improves."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How often the state of training is kept, for the same command to go on from; the result is the same."""
     devices: Count | Literal["all"] = 1
     """GPUs (processes on a CPU); more than one is started through torchrun."""
 

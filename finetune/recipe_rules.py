@@ -38,6 +38,7 @@ def check_rules(recipe: Recipe) -> list[Finding]:
         merge_has_what_it_chooses_by,
         validation_keys_have_validation_rows,
         early_stopping_can_stop,
+        checkpoints_are_counted_in_one_way,
         step_holds_micro_batches,
         longest_example_fits,
         nothing_is_listed_twice,
@@ -70,6 +71,15 @@ def sources_are_distinct(recipe: Recipe) -> list[Finding]:
         hint = "write `held_out: {fraction: 0.1}` to hold some of them out"
         findings.append(Finding(("data", "held_out", "source"), what, hint))
     return findings
+
+
+def checkpoints_are_counted_in_one_way(recipe: Recipe) -> list[Finding]:
+    """Checkpoints come by steps or by minutes."""
+    checkpoints = recipe.training.checkpoints
+    if checkpoints.every_steps is None or checkpoints.every_minutes is None:
+        return []
+    where = ("training", "checkpoints", "every_minutes")
+    return [Finding(where, "checkpoints are counted by steps already", "delete it, or every_steps")]
 
 
 def base_is_not_float16(recipe: Recipe) -> list[Finding]:

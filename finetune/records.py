@@ -261,6 +261,9 @@ class TrainingSummary(_Record):
     """Tokens without padding over all steps."""
     trained_tokens: int
     seconds: float
+    """Of all parts of a training that was interrupted; what came after its last checkpoint is in none of them."""
+    resumed_after: tuple[int, ...] = ()
+    """Steps after which it was gone on with from a checkpoint; the figures here are of the whole run."""
     tokens_per_second: float
     peak_memory_bytes: int
     """Peak resident memory of the process (of all processes together, on several devices)."""

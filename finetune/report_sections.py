@@ -65,6 +65,7 @@ def training_section(report: Report) -> Section:
         "tokens trained on": count(summary.trained_tokens),
         "tokens per second": count(round(summary.tokens_per_second)),
         "time": duration(summary.seconds),
+        **({"gone on with after step": ", ".join(map(count, summary.resumed_after))} if summary.resumed_after else {}),
         "peak memory": memory(summary.peak_memory_bytes),
         "device": f"{summary.device} × {summary.devices}",
         "trainable parameters": f"{count(summary.trainable_parameters)} "
@@ -78,7 +79,13 @@ def training_section(report: Report) -> Section:
     if any(step.validation_loss is not None for step in report.steps):
         tables.append(validation_table(report))
     line = f"{count(summary.steps)} steps, {count(summary.tokens)} tokens, {duration(summary.seconds)}"
-    return Section("Training", line, (), tuple(tables))
+    return Section("Training", line, (_RESUMED,) if summary.resumed_after else (), tuple(tables))
+
+
+_RESUMED = (
+    "Training was interrupted and went on from a checkpoint; steps, tokens and time are those of all of it, without"
+    " what was computed after a checkpoint and then again."
+)
 
 
 def _memory_setting(setting: MemorySetting) -> str:

@@ -96,6 +96,11 @@ class RunDirectory:
         return self.folder / "training"
 
     @property
+    def checkpoints(self) -> Path:
+        """How far an interrupted training had come; gone when it is finished."""
+        return self.folder / "checkpoints"
+
+    @property
     def adapter(self) -> Path:
         """The trained adapter, as it is published."""
         return self.folder / "adapter"
@@ -202,7 +207,7 @@ class RunDirectory:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            for parent in (self.folder, self.folder / "stages"):
+            for parent in (self.folder, self.folder / "stages", self.checkpoints):
                 sweep_staging(parent)
             yield
 

@@ -48,9 +48,11 @@ from finetune.packed_batches import plan_packed_batches
 from finetune.packing import check_isolation
 from finetune.recipe import Recipe
 from finetune.records import MemorySetting, StepMetrics, TrainingSummary
+from finetune.signals import Signals, Stop
 from finetune.stopped import Witness, keeping_evidence
 from finetune.training_arguments import apply_plan, build_arguments
-from finetune.training_callbacks import Recorder, Validator
+from finetune.training_callbacks import Recorder, ValidationLog, Validator
+from finetune.training_checkpoints import Checkpointer, load_saved
 from finetune.training_guards import GradientGuard, WeightGuard
 from finetune.training_job import TrainingJob
 from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
@@ -66,6 +68,7 @@ class Learned:
     kept_step: int
     lines: Sequence[StepMetrics]
     memory: MemorySetting
+    resumed_after: tuple[int, ...]
 
     @property
     def steps(self) -> int:
@@ -78,11 +81,12 @@ class Learned:
         return self.lines[-1].seconds
 
 
-def train(job: TrainingJob, reporter: Reporter) -> None:
+def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> None:
     """Train the adapter of a run and write training/ and adapter/.
 
     Raises:
         TrainingStopped: a guard stopped the run; nothing is written.
+        Interrupted: `stop` asked for it; what was learned is in a checkpoint.
         MachineError: the number of processes is not what was asked for.
     """
     recipe, machine = job.recipe, this_machine()
@@ -115,7 +119,8 @@ def train(job: TrainingJob, reporter: Reporter) -> None:
         check_batches(trainer.get_train_dataloader(), planned, lambda i: example_at(examples, i), packed)
         keep_in_fp32(model)
         metrics = _Metrics(training_folder / "metrics.jsonl", _tokens_by_step(plan, lengths))
-        learned = _learn(trainer, LanguageModel(model, renderer), job, metrics, reporter if writes else _silent())
+        language = LanguageModel(model, renderer)
+        learned = _learn(trainer, language, _Task(job, metrics, stop or Signals()), reporter if writes else _silent())
         with _output(job.run.adapter, writes) as adapter_folder:
             _write_adapter(job, model, adapter_folder)
             save_tokenizer(renderer.tokenizer, adapter_folder)
@@ -132,39 +137,53 @@ class _Metrics:
     tokens_by_step: Sequence[int]
 
 
-def _learn(
-    trainer: RecipeTrainer, model: LanguageModel, job: TrainingJob, metrics: _Metrics, reporter: Reporter
-) -> Learned:
+@dataclass(frozen=True)
+class _Task:
+    job: TrainingJob
+    metrics: _Metrics
+    stop: Stop
+
+
+def _learn(trainer: RecipeTrainer, model: LanguageModel, task: _Task, reporter: Reporter) -> Learned:
     """Run the trainer with its guards, check that every tensor moved, and keep the best adapter."""
+    job, metrics = task.job, task.metrics
     steps = trainer.args.max_steps
+    first = adapter_weights(model.model)
+    saved = load_saved(job, model.model, trainer.args.process_index)
     weights = WeightGuard(model.model)
     trainer.add_callback(GradientGuard(model.model))
     trainer.add_callback(weights)
     trainer.memory.say = reporter.say
-    validator = _build_validator(job, model, steps)
+    validator = _build_validator(job, model, steps, saved.validation if saved else None)
     if validator:
         trainer.add_callback(validator)
-    first = adapter_weights(model.model)
+    log = validator.log if validator else None
+    checkpointer = Checkpointer(job, task.stop, saved, log)
     with reporter.training(steps) as bar:
-        recorder = Recorder(metrics.file, metrics.tokens_by_step, bar, validator.log if validator else None)
+        recorder = Recorder(metrics.file, metrics.tokens_by_step, bar, log, saved.metrics if saved else ())
         trainer.add_callback(recorder)
+        checkpointer.attach(trainer, recorder)
+        task.stop.finish_first()
         with keeping_evidence(Witness(job, trainer, weights, lambda folder: _write_adapter(job, model.model, folder))):
             trainer.train()
+    if checkpointer.stopped:
+        after = f"stopped after step {trainer.state.global_step} of {steps}, which is saved"
+        task.stop.end(f"{after}; the same command goes on from there")
     restore_forward(model.causal_lm)
     model.model.eval()
     done = trainer.state.global_step
     check_moved(model.model, first, done - min(1, int(trainer.args.warmup_steps)))  # a warm-up begins with rate 0
     if validator is None or job.recipe.training.keep == "last":
-        return Learned(done, recorder.steps, trainer.memory.setting)
+        return Learned(done, recorder.steps, trainer.memory.setting, checkpointer.resumed_after)
     restore_adapter(model.model, validator.log.best_weights)
-    return Learned(validator.log.best_step, recorder.steps, trainer.memory.setting)
+    return Learned(validator.log.best_step, recorder.steps, trainer.memory.setting, checkpointer.resumed_after)
 
 
 def _write_adapter(job: TrainingJob, model: torch.nn.Module, folder: Path) -> None:
     write_adapter(cast(PeftModel, model), folder, job.base_name, job.base_revision)
 
 
-def _build_validator(job: TrainingJob, model: LanguageModel, steps: int) -> Validator | None:
+def _build_validator(job: TrainingJob, model: LanguageModel, steps: int, log: ValidationLog | None) -> Validator | None:
     file = job.run.data / "validation.arrow"
     if not file.exists():
         return None
@@ -173,7 +192,7 @@ def _build_validator(job: TrainingJob, model: LanguageModel, steps: int) -> Vali
     times = frozenset(round(steps * (i + 1) / count) for i in range(count))
     rows = load_examples(file)
     patience = training.early_stopping.patience if training.early_stopping else None
-    return Validator(model, [example_at(rows, i) for i in range(len(rows))], times, patience)
+    return Validator(model, [example_at(rows, i) for i in range(len(rows))], times, patience, log)
 
 
 def _base_spec(job: TrainingJob, choices: Choices) -> ModelSpec:
@@ -233,6 +252,7 @@ def _summarize(
         tokens=tokens,
         trained_tokens=int(count_trained(examples)[seen].sum(dtype=np.int64)),
         seconds=learned.seconds,
+        resumed_after=learned.resumed_after,
         tokens_per_second=tokens / learned.seconds,
         peak_memory_bytes=_peak_memory_of_all(model.device, job.devices),
         device=str(model.device),

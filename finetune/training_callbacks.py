@@ -44,14 +44,19 @@ class Validator(TrainerCallback):
     """Measures the validation loss at given steps, keeps the best adapter, stops when patience is used up."""
 
     def __init__(
-        self, model: LanguageModel, examples: Sequence[Example], steps: frozenset[int], patience: int | None
+        self,
+        model: LanguageModel,
+        examples: Sequence[Example],
+        steps: frozenset[int],
+        patience: int | None,
+        log: ValidationLog | None = None,
     ) -> None:
-        """Take the model in training and the validation examples."""
+        """Take the model in training, the validation examples, and the log of a training that is gone on with."""
         self._model = model
         self._examples = examples
         self._steps = steps
         self._patience = patience
-        self.log = ValidationLog()
+        self.log = log or ValidationLog()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, where this step is one of the times.
@@ -71,14 +76,14 @@ class Validator(TrainerCallback):
                 where="training",
                 hint="lower training.learning_rate, or use base.dtype: float32",
             )
-        self.log.losses[state.global_step] = _of_first_process(mean, args.device)
+        self.log.losses[state.global_step] = of_first_process(mean, args.device)
         if self.log.best_step == state.global_step:
             self.log.best_weights = adapter_weights(self._model.model)
         if self._patience is not None and self.log.since_best() >= self._patience:
             control.should_training_stop = True
 
 
-def _of_first_process(value: float, device: torch.device) -> float:
+def of_first_process(value: float, device: torch.device) -> float:
     """Return the first process's value in every process, so that all of them decide alike."""
     if not torch.distributed.is_initialized():
         return value
@@ -91,15 +96,23 @@ class Recorder(TrainerCallback):
     """Writes one line of metrics for every step and moves the bar."""
 
     def __init__(
-        self, file: Path, tokens_by_step: Sequence[int], bar: TrainingBar, validation: ValidationLog | None
+        self,
+        file: Path,
+        tokens_by_step: Sequence[int],
+        bar: TrainingBar,
+        validation: ValidationLog | None,
+        so_far: Sequence[StepMetrics] = (),
     ) -> None:
-        """Write to `file`; `tokens_by_step` are the tokens without padding of each step."""
+        """Write to `file`; `tokens_by_step` are the tokens without padding of each step, `so_far` the steps before."""
         self._file = file
         self._tokens_by_step = tokens_by_step
         self._bar = bar
         self._validation = validation
         self._began = time.perf_counter()
-        self.steps: list[StepMetrics] = []
+        self._seconds_before = so_far[-1].seconds if so_far else 0.0
+        self.steps = list(so_far)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{step.model_dump_json()}\n" for step in so_far)
         self._losses: list[float] = []
 
     def on_train_begin(
@@ -128,7 +141,7 @@ class Recorder(TrainerCallback):
             learning_rate=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"),
             tokens=sum(self._tokens_by_step[: state.global_step]),
-            seconds=time.perf_counter() - self._began,
+            seconds=self._seconds_before + time.perf_counter() - self._began,
         )
         self.steps.append(line)
         with self._file.open("a", encoding="utf-8") as file:

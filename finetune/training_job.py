@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from finetune.checkpoints import MadeFrom
 from finetune.recipe import Recipe
 from finetune.run_directory import RunDirectory
 
@@ -22,6 +23,10 @@ class TrainingJob(BaseModel):
     """What the published adapter names as its base; never a local path."""
     base_revision: str | None
     devices: int
+    made_from: MadeFrom = MadeFrom()
+    """What it is made from; a checkpoint keeps it, and only the same goes on."""
+    checkpoint: Path | None = None
+    """What an interrupted training goes on from; verified."""
 
     @property
     def run(self) -> RunDirectory:

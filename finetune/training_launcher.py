@@ -19,12 +19,15 @@ from evaluation.files import sweep_staging, write_text
 from finetune.errors import TrainingStopped
 from finetune.launch import ERROR_FILE
 from finetune.machine import end_with_parent
+from finetune.signals import HEARD
 from finetune.training_job import TrainingJob
 
 
 def main(arguments: list[str]) -> int:
     """Start the processes of a job and wait for them; a killed one is written beside the job for the launcher."""
     end_with_parent()
+    for number in HEARD:
+        signal.signal(number, signal.SIG_IGN)  # the process that started this one decides, and torchrun would kill
     (job_file,) = arguments
     job = TrainingJob.model_validate_json(Path(job_file).read_bytes())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
@@ -32,7 +35,10 @@ def main(arguments: list[str]) -> int:
     try:
         run(
             parse_args(
-                ["--standalone", "--nproc_per_node", str(job.devices), "-m", "finetune.training_process", job_file]
+                [
+                    *("--standalone", "--nproc_per_node", str(job.devices), "--signals-to-handle", "SIGHUP"),
+                    *("-m", "finetune.training_process", job_file),
+                ]
             )
         )
     except ChildFailedError as error:

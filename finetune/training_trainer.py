@@ -74,6 +74,10 @@ class RecipeTrainer(SFTTrainer):
         self.memory = MemoryFit(batching.memory, args.gradient_checkpointing, batching.world_size)
         self._choices = choices
         self._tried_largest = False
+        self._done = 0
+        self._restore: Callable[[], None] | None = None
+        self.write_checkpoint: Callable[[], None] | None = None
+        """Called after a step that is to be kept, when it has been logged."""
         super().__init__(
             model=model,
             args=args,
@@ -86,15 +90,37 @@ class RecipeTrainer(SFTTrainer):
         if choices.loss == "labelled":
             _sum_loss_in_forward(model.get_base_model())
 
+    def go_on_after(self, step: int, restore: Callable[[], None]) -> None:
+        """Start after a step; `restore` is called when optimizer and schedule are there."""
+        self._done, self._restore = step, restore
+
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return this process's micro-batches, in the order of the plan."""
+        """Return this process's micro-batches that are left, in the order of the plan."""
         batching = self.batching
+        done = self._done * self.args.gradient_accumulation_steps
         return DataLoader(
             cast(Any, self.train_dataset),
-            batch_sampler=batching.plan.for_rank(batching.rank, batching.world_size),
+            batch_sampler=batching.plan.for_rank(batching.rank, batching.world_size)[done:],
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def _init_training_state(self, *planned: Any) -> tuple[int, int]:
+        # The loader has only the steps that are left, so nothing is skipped; training ends by the number of steps.
+        begun: tuple[int, int] = super()._init_training_state(*planned)
+        self.state.global_step = self._done
+        return begun
+
+    def _prepare_for_training(self, *planned: Any) -> tuple[Any, Any]:
+        prepared: tuple[Any, Any] = super()._prepare_for_training(*planned)  # type: ignore[no-untyped-call]
+        if self._restore is not None:
+            self._restore()
+        return prepared
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # In the place of transformers' own, which writes pickles, file by file under the final name.
+        assert self.write_checkpoint is not None
+        self.write_checkpoint()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -19,6 +19,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # A command's options are its parameters; what is overridden has the parameters that it has upstream.
 MANY_PARAMETERS = {
     "evaluation.cli.run",
+    "finetune.cli.run",
     "finetune.publish_cli.publish",
     "finetune.talk_cli.chat",
     "finetune.talk_cli.serve",

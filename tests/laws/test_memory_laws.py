@@ -12,6 +12,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_resume_laws import EXAMPLES as RESUMED
+from test_resume_laws import going_on, job_of, stop_after
 from tiny_model import write_tiny_base
 from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe, trained
 from torch import Tensor, nn
@@ -220,6 +222,22 @@ def test_settled_setting_is_kept_and_not_found_out_again(
     assert told(told_before)[0].memory == settled
     assert adapter_hash(told_before.run.adapter) == adapter_hash(found_out.run.adapter)
     assert MemorySetting.model_validate_json(settled.model_dump_json()) == settled
+
+
+def test_settled_setting_is_kept_over_a_resume(base: Path, tmp_path: Path, limited: Callable[[Memory], Memory]) -> None:
+    recipe = tiny_recipe(base, adapter={"dropout": 0.3})
+    too_little = max(len(example.input_ids) for example in RESUMED) - 1  # single examples, and then checkpointing
+    limited(Memory(too_little))
+    straight = job_of(tmp_path / "straight", recipe)
+    train(straight, silent())
+    assert told(straight)[0].memory.gradient_checkpointing
+    resumed = job_of(tmp_path / "resumed", recipe)
+    stop_after(resumed, 1)
+    again = limited(Memory(too_little))
+    train(going_on(resumed), silent())
+    assert again.ran_out == 0
+    assert told(resumed)[0].memory == told(straight)[0].memory
+    assert adapter_hash(resumed.run.adapter) == adapter_hash(straight.run.adapter)
 
 
 def test_other_errors_pass(base: Path, tmp_path: Path, limited: Callable[[Memory], Memory]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from finetune.errors import DataError, MachineError, TrainingStopped
 from finetune.launch import ERROR_FILE, count_devices, launch_training
+from finetune.signals import Signals
 from finetune.training_job import TrainingJob
 
 
@@ -41,7 +42,7 @@ def test_what_a_process_wrote_is_raised_again(
     monkeypatch.setattr("finetune.launch.subprocess.run", failing)
     monkeypatch.setattr(TrainingJob, "model_dump_json", lambda _: "{}")
     with pytest.raises(kind, match="what") as caught:
-        launch_training(job, None)  # type: ignore[arg-type]
+        launch_training(job, None, Signals())  # type: ignore[arg-type]
     assert vars(caught.value)["hint"] == "hint"
     assert list(tmp_path.iterdir()) == [], "nothing is left of the job"
 
@@ -51,7 +52,7 @@ def test_a_process_that_says_nothing_has_died(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("finetune.launch.subprocess.run", lambda *_, **__: Failed())
     monkeypatch.setattr(TrainingJob, "model_dump_json", lambda _: "{}")
     with pytest.raises(TrainingStopped, match="a training process died"):
-        launch_training(job, None)  # type: ignore[arg-type]
+        launch_training(job, None, Signals())  # type: ignore[arg-type]
 
 
 class Failed:

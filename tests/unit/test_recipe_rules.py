@@ -85,6 +85,11 @@ REFUSED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "training.early_stopping.patience",
         "raise training.validations to more than 2",
     ),
+    (
+        ("training.checkpoints.every_steps=5", "training.checkpoints.every_minutes=5.0"),
+        "training.checkpoints.every_minutes",
+        "counted by steps already",
+    ),
     (("training.tokens_per_micro_batch=8193",), "training.tokens_per_micro_batch", "write at most 8192"),
     (
         ("training.tokens_per_micro_batch=4096", "training.devices=4"),
@@ -132,6 +137,8 @@ ACCEPTED: tuple[tuple[str, ...], ...] = (
     ("merge.onto=best",),
     (VALIDATION, "training.validations=2", "training.keep=last", "training.early_stopping.patience=1"),
     ("training.tokens_per_micro_batch=8192", "data.max_tokens=8192"),
+    ("training.checkpoints.every_steps=5",),
+    ("training.checkpoints.every_minutes=5.0",),
     ("training.devices=all", "data.max_tokens=8192"),
     ("training.devices=4", "training.tokens_per_micro_batch=2048", "data.max_tokens=2048"),
     (CLASSES, "evaluation.contenders=[base, adapter, merged, baseline]"),

@@ -1,0 +1,136 @@
+"""SIGINT and SIGTERM end a run where nothing is lost: at once in most stages, after a step in training.
+
+Whoever is heard first decides the exit code. A second Ctrl-C ends the process at once, as a kill would; a second
+SIGTERM does not, since `timeout` sends two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn, Protocol
+
+HEARD = (signal.SIGINT, signal.SIGTERM)
+LONGEST_END = 8.0
+"""Seconds that a stage may take to end; whatever it waits for then, a download say, is left behind."""
+ONE_PRESS = 0.5
+"""Seconds in which a second SIGINT is the first one once more, from a wrapper that passes it on."""
+GO_ON = "interrupted; what is finished is kept, and the same command goes on from there"
+
+
+class Interrupted(BaseException):
+    """This process was asked to end; not an error, so that nothing takes it for one."""
+
+    def __init__(self, number: int, what: str = GO_ON) -> None:
+        """Take the signal, and what it ended, for people."""
+        super().__init__(what)
+        self.number = number
+        self.what = what
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM: what a shell makes of them."""
+        return 128 + self.number
+
+
+class Stop(Protocol):
+    """What training asks after each step."""
+
+    def finish_first(self) -> None:
+        """Have a signal wait for the end of a step from here on."""
+
+    def asked(self) -> bool:
+        """Say whether this process was asked to end."""
+
+    def end(self, what: str) -> NoReturn:
+        """End, saying what was ended and what is kept.
+
+        Raises:
+            Interrupted: always.
+        """
+
+
+class Signals:
+    """Hears the signals of this process; one that does not listen was never asked."""
+
+    def __init__(self) -> None:
+        """Hear nothing yet."""
+        self._number: int | None = None
+        self._heard_at = 0.0
+        self._ask: Callable[[], bool] | None = None
+        self._last_resort: threading.Timer | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear SIGINT and SIGTERM in a block; what this process was started to ignore is ignored.
+
+        Raises:
+            Interrupted: inside the block, when one is heard and nothing has to be finished first.
+        """
+        main = threading.current_thread() is threading.main_thread()  # Python lets no other thread hear
+        heard = [number for number in HEARD if main and signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._hear) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._last_resort is not None:
+                self._last_resort.cancel()
+
+    def finish_first(self, ask: Callable[[], bool] = lambda: True) -> None:
+        """Have a signal wait from here until `may_end`; `ask` passes it on, and says whether there is what to wait for.
+
+        Raises:
+            Interrupted: one was heard before.
+        """
+        self.may_end()
+        self._ask = ask
+
+    def asked(self) -> bool:
+        """Say whether one was heard."""
+        return self._number is not None
+
+    def may_end(self) -> None:
+        """End here if one was heard, and at once when one is heard from here on.
+
+        Raises:
+            Interrupted: one was heard.
+        """
+        self._ask = None
+        if self.asked():
+            self.end()
+
+    def end(self, what: str = GO_ON) -> NoReturn:
+        """End with the code of what was heard.
+
+        Raises:
+            Interrupted: always.
+        """
+        raise Interrupted(self._number or signal.SIGTERM, what)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self._number is not None:
+            if number == signal.SIGINT and time.monotonic() - self._heard_at > ONE_PRESS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self._number, self._heard_at = number, time.monotonic()
+        if self._ask is not None and self._ask():
+            return
+        self._last_resort = threading.Timer(LONGEST_END, _leave, [128 + number])
+        self._last_resort.daemon = True
+        self._last_resort.start()
+        self.end()
+
+
+def _leave(status: int) -> None:
+    sys.stderr.write(f"{GO_ON}\n")
+    sys.stderr.flush()
+    os._exit(status)
