@@ -1,0 +1,141 @@
+"""What a QLoRA run takes on a GPU, by the size of the model: `python benchmarks/gpu_run.py 1b:run 8b:train`.
+
+A base of random weights in the shape of a published model is written in bfloat16, with a tokenizer of its own, and a
+recipe is run on it through the command line. Weights that know nothing cost what others cost; nothing is learnt of
+what an adapter is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from merge_scale import SHAPES
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+LAYERS = {"1b": 16, "8b": 32, "70b": 80}
+WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_base(folder: Path, name: str) -> None:
+    """Write a base of random weights, built where there is room for it."""
+    shape, tokenizer = SHAPES[name], build_tokenizer()
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads_of_keys,
+        num_hidden_layers=LAYERS[name],
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=8192,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        dtype="bfloat16",
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer on the words that the rows are made of."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def write_recipe(folder: Path, rows: int, words: int) -> Path:
+    """Write a classification of random words, and a QLoRA recipe for it."""
+    order = random.Random(0)
+    lines = ["text,label"]
+    for number in range(rows):
+        first = order.choice(WORDS)
+        rest = " ".join(order.choice(WORDS) for _ in range(words))
+        lines.append(f"{first} {rest} {number},{('red', 'green', 'blue')[WORDS.index(first) % 3]}")
+    (folder / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = {
+        "version": 1,
+        "name": "gpu-run",
+        "base": {"model": str(folder / "base"), "dtype": "bfloat16"},
+        "quantization": {"kind": "nf4"},
+        "adapter": {"kind": "lora", "rank": 16},
+        "data": {
+            "train": [{"source": str(folder / "rows.csv"), "rows": "classification"}],
+            "validation": {"fraction": 0.05},
+            "held_out": {"fraction": 0.05},
+            "max_tokens": 1024,
+        },
+        "training": {"tokens_per_step": 16384, "learning_rate": 0.001, "validations": 1},
+        "merge": {"dtype": "bfloat16", "minimum_gain_kept": 0.0, "minimum_agreement": 0.5},
+        "evaluation": {"max_new_tokens": 4},
+    }
+    file = folder / "gpu-run.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    """Read the arguments, run each shape, and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measured", nargs="+", metavar="SHAPE:COMMAND", help="1b, 8b or 70b; run or train")
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--words", type=int, default=200, help="of each row")
+    given = parser.parse_args()
+    for measured in given.measured:
+        name, _, command = measured.partition(":")
+        with tempfile.TemporaryDirectory(prefix="gpu-run-") as scratch:
+            measure(Path(scratch), name, command or "run", (given.rows, given.words))
+
+
+def measure(folder: Path, name: str, command: str, size: tuple[int, int]) -> None:
+    """Run one shape in a process of its own."""
+    began = time.perf_counter()
+    write = "import sys; from pathlib import Path; import gpu_run; gpu_run.write_base(Path(sys.argv[1]), sys.argv[2])"
+    beside = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    subprocess.run([sys.executable, "-c", write, str(folder / "base"), name], check=True, env=beside)
+    recipe = write_recipe(folder, *size)
+    written = time.perf_counter()
+    arguments = [command, str(recipe), "--out", str(folder / "run"), "--cache", str(folder / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - written
+    print(f"{name} {command}: status {done.returncode}, base in {written - began:.0f} s, {seconds:.0f} s", flush=True)
+    if done.returncode:
+        print(done.stderr[-3000:], flush=True)
+        return
+    summary = json.loads((folder / "run" / "training" / "summary.json").read_bytes())
+    kept = ("device", "steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters")
+    print({key: summary[key] for key in kept}, summary["choices"], flush=True)
+    proof = folder / "run" / "merged" / "merge.json"
+    if proof.exists():
+        merged = json.loads(proof.read_bytes())
+        print({key: merged[key] for key in ("onto", "agreement", "max_logit_difference", "logit_scale", "gain_kept")})
+
+
+if __name__ == "__main__":
+    main()
