@@ -27,6 +27,7 @@ from finetune.checkpoints import (
     MadeFrom,
     checkpoint_to_go_on_from,
     checkpoints,
+    discard_finished,
     new_checkpoint,
     read_progress,
 )
@@ -373,6 +374,14 @@ def test_changed_inputs_are_refused_by_name(
         checkpoint_to_go_on_from(copied.run, changed, 1, lambda _: None)
     assert "--restart" in refused.value.hint
     assert len(checkpoints(copied.run.checkpoints)) == 2
+
+
+def test_checkpoints_of_a_finished_training_are_removed_and_those_of_another_kept(copied: TrainingJob) -> None:
+    discard_finished(copied.run, INPUTS.decisive | {"training": "another"})
+    assert len(checkpoints(copied.run.checkpoints)) == 2
+    discard_finished(copied.run, INPUTS.decisive)
+    assert not copied.run.checkpoints.exists()
+    discard_finished(copied.run, INPUTS.decisive)  # there are none, and nothing happens
 
 
 def test_origins_alone_change_nothing(copied: TrainingJob) -> None:
