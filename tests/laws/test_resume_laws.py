@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,14 +18,17 @@ from safetensors.torch import load_file
 from tiny_model import write_tiny_base
 from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe
 
+from evaluation.files import staged_folder
 from evaluation.rendering import Example
 from finetune.adapter import adapter_hash
-from finetune.checkpoint_state import RandomState, read_tree, write_tree
+from finetune.checkpoint_state import RandomState, read_tree, read_weights, write_tree
 from finetune.checkpoints import (
     MANIFEST,
     MadeFrom,
     checkpoint_to_go_on_from,
     checkpoints,
+    discard_finished,
+    new_checkpoint,
     read_progress,
 )
 from finetune.errors import DataError
@@ -287,8 +292,44 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(copied: Tr
     assert taken == before
     assert name in said[0] or name == MANIFEST
     assert "damaged" in said[0]
+    if how in {"truncated", "empty", "longer"} and name != MANIFEST:
+        assert "bytes, and" in said[0]
     assert "going on after step 2" in said[1]
     assert checkpoints(copied.run.checkpoints) == [before]
+
+
+def test_a_checkpoint_that_does_not_read_back_removes_no_other(
+    copied: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that says yes and keeps something else."""
+    parent = copied.run.checkpoints
+    before = checkpoints(parent)
+
+    @contextmanager
+    def lying(folder: Path) -> Iterator[Path]:
+        with staged_folder(folder) as staging:
+            yield staging
+        damage(folder / "state.json", "flipped")
+
+    monkeypatch.setattr("finetune.checkpoints.staged_folder", lying)
+    with pytest.raises(DataError, match=r"state\.json"), new_checkpoint(parent, 9) as folder:
+        (folder / "state.json").write_text("{}")
+    assert set(before) < set(checkpoints(parent))
+
+
+def test_weights_of_another_model_are_named(copied: TrainingJob) -> None:
+    folder = checkpoints(copied.run.checkpoints)[-1]
+    like = load_file(folder / "weights.safetensors")
+    first = min(like)
+    assert read_weights(folder, "weights", like).keys() == like.keys()
+    for wrong, named in (
+        ({name: tensor for name, tensor in like.items() if name != first}, first),
+        (like | {"another": like[first]}, "another"),
+        (like | {first: like[first].double()}, "float64"),
+    ):
+        with pytest.raises(DataError, match="does not fit this model") as refused:
+            read_weights(folder, "weights", wrong)
+        assert named in str(refused.value)
 
 
 def test_training_goes_on_from_the_one_before(copied: TrainingJob, base: Path, tmp_path: Path) -> None:
@@ -333,6 +374,14 @@ def test_changed_inputs_are_refused_by_name(
         checkpoint_to_go_on_from(copied.run, changed, 1, lambda _: None)
     assert "--restart" in refused.value.hint
     assert len(checkpoints(copied.run.checkpoints)) == 2
+
+
+def test_checkpoints_of_a_finished_training_are_removed_and_those_of_another_kept(copied: TrainingJob) -> None:
+    discard_finished(copied.run, INPUTS.decisive | {"training": "another"})
+    assert len(checkpoints(copied.run.checkpoints)) == 2
+    discard_finished(copied.run, INPUTS.decisive)
+    assert not copied.run.checkpoints.exists()
+    discard_finished(copied.run, INPUTS.decisive)  # there are none, and nothing happens
 
 
 def test_origins_alone_change_nothing(copied: TrainingJob) -> None:

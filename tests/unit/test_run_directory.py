@@ -210,7 +210,9 @@ def test_holding_sweeps_what_an_interrupted_process_left(run: RunDirectory) -> N
         run.folder / f"{STAGING_PREFIX}1-adapter",
         run.folder / "stages" / f"{STAGING_PREFIX}2-train.json",
         run.folder / f"{STAGING_PREFIX}3-old-merged",
+        run.checkpoints / f"{STAGING_PREFIX}4-step-00000002",
     ]
+    left[3].mkdir(parents=True)
     left[0].mkdir()
     left[1].write_text("{")
     left[2].mkdir()
