@@ -67,10 +67,6 @@ class EarlyStopping(Section):
     """Measurements of the validation loss without improvement before training stops."""
 
 
-DEFAULT_MINUTES = 10.0
-"""From one checkpoint to the next, where the recipe does not say."""
-
-
 class Checkpoints(Section):
     """How often an interrupted training can be gone on with from; one of the two keys."""
 
@@ -78,11 +74,6 @@ class Checkpoints(Section):
     """Steps from one checkpoint to the next."""
     every_minutes: Annotated[float, Field(gt=0)] | None = None
     """Minutes from one checkpoint to the next; a training that is shorter writes none. 10 if neither is given."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from one checkpoint to the next, where steps are not counted."""
-        return 60 * (self.every_minutes or DEFAULT_MINUTES)
 
 
 class Training(Section):

@@ -29,6 +29,8 @@ from finetune.training_job import TrainingJob
 from finetune.training_trainer import RecipeTrainer
 
 METRICS = "metrics.jsonl"
+DEFAULT_MINUTES = 10.0
+"""From one checkpoint to the next, where the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Checkpointer(TrainerCallback):
         times = self._job.recipe.training.checkpoints
         if times.every_steps is not None:
             return step % times.every_steps == 0
-        return time.monotonic() - self._written_at >= times.seconds
+        return time.monotonic() - self._written_at >= 60 * (times.every_minutes or DEFAULT_MINUTES)
 
     def _write(self) -> None:
         """Write a checkpoint of the step that has just been recorded; the first process does, and the others wait."""

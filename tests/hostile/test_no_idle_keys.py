@@ -20,6 +20,7 @@ from finetune.console import Reporter
 from finetune.recipe import Recipe
 from finetune.recipe_file import LoadedRecipe
 from finetune.run_directory import STAGES, RunDirectory
+from finetune.signals import Signals
 
 # By its path in the schema, `0` for the items of a list: the first value and another, and which stage is made anew.
 # A new key needs a line here; what it changes has to be looked up, not guessed.
@@ -97,6 +98,8 @@ KEYS: dict[str, tuple[Any, Any, str]] = {
     "training.early_stopping.patience": (2, 3, "train"),
     "training.gradient_checkpointing": (False, True, "train"),
     "training.devices": (1, 2, "report"),
+    "training.checkpoints.every_steps": (1, 2, "report"),
+    "training.checkpoints.every_minutes": (1, 2, "report"),
     "merge.onto": ("best", "dequantized", "merge"),
     "merge.dtype": ("float32", "bfloat16", "merge"),
     "merge.minimum_agreement": (0.995, 0.9, "merge"),
@@ -178,7 +181,8 @@ def inputs_of(document: dict[str, Any], folder: Path, base: str) -> dict[str, di
     loaded = LoadedRecipe(recipe, "a", Path("a.yaml"), "", (), document)
     sources = {source.source: "0" for source in recipe.data.sources}
     found = ResolvedBase(Path(base), base, ((base, "0" * 64),), "")
-    run = pipeline.Run(loaded, RunDirectory(folder), folder, Reporter(Console(file=io.StringIO())), found, sources)
+    reporter = Reporter(Console(file=io.StringIO()))
+    run = pipeline.Run(loaded, RunDirectory(folder), folder, reporter, Signals(), found, sources, ())
     return {stage: pipeline._inputs(run, stage) for stage in STAGES}
 
 

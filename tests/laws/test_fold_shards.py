@@ -177,11 +177,23 @@ def test_a_tied_base_that_is_stored_twice(bases: dict[bool, Path], tmp_path: Pat
     assert difference(expected, folded(tmp_path / "base", adapter, tmp_path / "out")) <= LIMIT
 
 
+def draw_factors(adapted: torch.nn.Module, *, cancelling: bool = False) -> None:
+    """Draw both factors of every module; `cancelling`: no tensor is zero, and every product is."""
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+                if cancelling:
+                    parameter[(slice(0, 2),) if "lora_A" in name else (slice(None), slice(2, 4))] = 0
+
+
 def test_embeddings_of_different_lengths_are_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(bases[False], dtype=torch.float32)
     model.resize_token_embeddings(440)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
-    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    adapted = get_peft_model(model, config)
+    draw_factors(adapted)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(DataError, match="input embedding has 440 rows and its output embedding 412"):
         folded(bases[False], tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -318,7 +330,9 @@ def test_a_merge_that_is_not_the_two_together_is_refused(fault: str, bases: dict
 
 def test_a_module_that_did_not_move_is_no_loss(bases: dict[bool, Path], tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(bases[True], dtype=torch.float32)
-    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    draw_factors(adapted, cancelling=True)
+    adapted.save_pretrained(tmp_path)
     adapter, base = open_peft_folder(tmp_path), open_base(bases[True])
     fold_shards(base, adapter, tmp_path / "out", "float32")
     assert prove_folded(base, adapter, tmp_path / "out", "float32").least_captured is None

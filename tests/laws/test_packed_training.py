@@ -55,6 +55,7 @@ def test_packed_training_is_that_of_single_examples(
     plan = plan_packed_batches(LENGTHS, 160, 60, 1, 2, recipe.seed)
     size = plan.micro_batches_per_step
     assert size == 3
+    del batches[0]  # the largest, tried before the first step
     assert len(batches) == len(plan.micro_batches)
     for batch, row in zip(batches, plan.micro_batches, strict=True):
         assert set(batch) == {"input_ids", "labels", "position_ids"}  # a mask would join what is packed
