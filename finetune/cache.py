@@ -94,8 +94,10 @@ def code_hash() -> str:
 def source_hash() -> str:
     """Hash the source files of both packages, as 64 hex digits."""
     folders = [Path(str(package.__file__)).parent for package in (evaluation, finetune)]
-    files = sorted(path for folder in folders for path in folder.glob("*.py"))
-    return sha256_of_json([[path.parent.name, path.name, sha256_of_file(path)] for path in files])
+    files = [path for folder in folders for path in folder.glob("*.py")]
+    # Sorted by name and not by path: where a package lies is none of its contents.
+    named = sorted((path.parent.name, path.name, sha256_of_file(path)) for path in files)
+    return sha256_of_json([list(one) for one in named])
 
 
 def is_intact(entry: Path, sha256: str) -> bool:
