@@ -24,7 +24,8 @@ FOLD = """
 import json, resource, sys, time
 from pathlib import Path
 from finetune.merging_check import prove_folded
-from finetune.merging_shards import fold_shards, open_base
+from finetune.base_files import open_base
+from finetune.merging_shards import fold_shards
 from finetune.peft_weights import open_peft_folder
 
 folder = Path(sys.argv[1])

@@ -13,11 +13,13 @@ from evaluation.screen import PrintableConsole
 from finetune.adapter_combining import Mix, check_combinable, combine
 from finetune.adapter_comparing import describe_change, likeness
 from finetune.adapter_extracting import extract_adapter
+from finetune.base_files import BaseFiles, open_base
 from finetune.bases import resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.merging_check import prove_folded
-from finetune.merging_shards import BaseFiles, check_fits, copy_tokenizer, fold_shards, open_base
+from finetune.merging_shards import check_fits, fold_shards
+from finetune.merging_tokenizer import copy_tokenizer
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.peft_writing import write_lora

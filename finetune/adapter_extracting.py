@@ -11,8 +11,9 @@ from torch import Tensor
 
 from evaluation.files import staged_folder
 from finetune.adapter_combining import Factors, factorize
+from finetune.base_files import BaseFiles, open_base, read_weight
 from finetune.errors import DataError
-from finetune.merging_shards import BaseFiles, copy_tokenizer, open_base, read_weight
+from finetune.merging_tokenizer import copy_tokenizer
 from finetune.peft_weights import EMBEDDING, HEAD
 from finetune.peft_writing import write_lora
 

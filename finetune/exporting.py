@@ -15,6 +15,7 @@ from evaluation.files import sha256_of_file, sha256_of_folder, staged_file, writ
 from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
+from finetune.base_files import open_base
 from finetune.console import Reporter
 from finetune.disk_space import require_space, weights_bytes
 from finetune.doors import compare_tokenizers
@@ -24,7 +25,6 @@ from finetune.gguf_export import Kind, export_gguf, read_frequencies
 from finetune.gguf_names import read_shape
 from finetune.llama_cpp import has_llama_cpp, require_llama_cpp
 from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
-from finetune.merging_shards import open_base
 from finetune.modelfile import build_modelfile
 from finetune.records import DoorProof
 from finetune.run_directory import model_folder

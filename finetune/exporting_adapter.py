@@ -12,6 +12,7 @@ from evaluation.model import ModelSpec, load_model
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.adapter_commands import find_base
+from finetune.base_files import BaseFiles
 from finetune.cache import default_cache
 from finetune.console import Reporter
 from finetune.exporting import PROBE_TEXTS, Extras, describe_llama_cpp, modelfile_of, write_modelfile
@@ -20,7 +21,6 @@ from finetune.gguf_export import export_gguf
 from finetune.gguf_names import read_shape
 from finetune.llama_cpp import require_llama_cpp
 from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
-from finetune.merging_shards import BaseFiles
 from finetune.modelfile import build_modelfile
 from finetune.peft_weights import PeftFolder, open_peft_folder
 

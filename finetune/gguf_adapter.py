@@ -18,11 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from evaluation.files import sha256_of_file, sha256_of_folder, staged_file
+from finetune.base_files import BaseFiles
 from finetune.errors import DataError, ProofFailed
 from finetune.gguf_export import FILE_TYPES, add_weight
 from finetune.gguf_names import ARCHITECTURE, LlamaShape, gguf_name, permuted, read_shape, unpermuted
 from finetune.llama_cpp_check import LlamaCppProof
-from finetune.merging_shards import BaseFiles, check_fits
+from finetune.merging_shards import check_fits
 from finetune.peft_config import PeftConfig
 from finetune.peft_weights import HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 

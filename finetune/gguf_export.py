@@ -17,10 +17,10 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from evaluation.files import staged_file
+from finetune.base_files import BaseFiles, open_base, read_weights
 from finetune.errors import DataError
 from finetune.gguf_names import ARCHITECTURE, LlamaShape, gguf_name, permuted, read_shape
 from finetune.gguf_tokenizer import add_tokenizer
-from finetune.merging_shards import BaseFiles, open_base, read_weights
 
 Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from finetune.base_files import BaseFiles
 from finetune.errors import DataError
-from finetune.merging_shards import BaseFiles
 
 ARCHITECTURE = "llama"
 

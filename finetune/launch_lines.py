@@ -14,10 +14,12 @@ from typing import Literal
 from evaluation.screen import PrintableConsole
 from evaluation.tokenizer import load_tokenizer
 from finetune.adapter_commands import find_base
+from finetune.base_files import open_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.exporting_adapter import adapter_folder
-from finetune.merging_shards import check_fits, open_base, stated_stops, trained_stops
+from finetune.merging_shards import check_fits
+from finetune.merging_tokenizer import stated_stops, trained_stops
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder, open_peft_folder
 from finetune.serving_choice import VLLM_RANKS

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from evaluation.files import sha256_of_folder
 from evaluation.model import DTYPES
+from finetune.base_files import BaseFiles, open_base, read_weight
 from finetune.errors import ProofFailed
-from finetune.merging_shards import BaseFiles, brings_the_head, open_base, read_weight, stays_tied
+from finetune.merging_shards import brings_the_head, stays_tied
 from finetune.peft_weights import EMBEDDING, HEAD, LowRank, PeftFolder
 
 PROBES = 8

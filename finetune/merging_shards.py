@@ -6,93 +6,27 @@ Each weight is folded in fp32 and rounded once, when it is written. Nothing of t
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluation.errors import UserError
 from evaluation.files import staged_folder
 from evaluation.model import DTYPES
-from evaluation.rendering import Renderer
-from evaluation.tokenizer import load_tokenizer
+from finetune.base_files import BaseFiles, read_weight, read_weights, weight_shape
 from finetune.disk_space import require_space, weights_bytes
 from finetune.errors import DataError
+from finetune.merging_tokenizer import add_tokenizer
 from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 
 INDEX_FILE = "model.safetensors.index.json"
-SETTINGS_FILE = "generation_config.json"
 SHARD_BYTES = 2 * 2**30
 """Largest file that is written: two of them are the memory that folding needs, and three times the largest weight."""
-_TOKENIZER = "tokenizer.json"
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-)
 _ENDS = frozenset({f"{EMBEDDING}.weight", f"{HEAD}.weight"})
 
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class BaseFiles:
-    """The weights of a base on this disk."""
-
-    folder: Path
-    config: dict[str, object]
-    files: dict[str, str]
-    """Name of a weight → file that holds it."""
-
-    @property
-    def tied(self) -> bool:
-        """Whether the output embedding is the input embedding, and so is not stored."""
-        return f"{HEAD}.weight" not in self.files
-
-
-def open_base(folder: Path) -> BaseFiles:
-    """Look at a base's files without reading its weights.
-
-    Raises:
-        DataError: no weights, a damaged file, or one that is quantized.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError("no model in this folder: its config.json is missing or damaged", where=str(folder)) from error
-    if not isinstance(config, dict):
-        raise DataError("no model in this folder: its config.json holds no object", where=str(folder))
-    if "quantization_config" in config:
-        hint = "name the full-precision model: a 4-bit weight rounds the adapter away (docs/log.md)"
-        raise DataError("its weights are quantized, and are not folded into", where=str(folder), hint=hint)
-    files: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as opened:
-                files |= dict.fromkeys(opened.keys(), path.name)
-        except SafetensorError as error:
-            raise DataError(f"the weights cannot be read: {error}", where=str(path)) from error
-    if f"{EMBEDDING}.weight" not in files:
-        what = f"there is no {EMBEDDING}.weight in it" if files else "no *.safetensors weights in this folder"
-        raise DataError(what, where=str(folder), hint="name a LLaMA model as transformers writes it")
-    files = {name: file for name, file in files.items() if not name.endswith(".rotary_emb.inv_freq")}
-    base = BaseFiles(folder, config, files)
-    if not base.tied and config.get("tie_word_embeddings") and _ends_are_equal(base):
-        del files[f"{HEAD}.weight"]  # stored twice, and tied when it is loaded
-    return base
-
-
-def _ends_are_equal(base: BaseFiles) -> bool:
-    return torch.equal(read_weight(base, f"{EMBEDDING}.weight"), read_weight(base, f"{HEAD}.weight"))
 
 
 def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, advance: Advance = lambda _: None) -> None:
@@ -111,7 +45,7 @@ def fold_shards(base: BaseFiles, adapter: PeftFolder, out: Path, dtype: str, adv
         names = writer.close()
         rows = writer.rows
         _write_config(base, staging, dtype, f"{HEAD}.weight" not in names, rows)
-        _add_tokenizer(base, adapter, staging, rows)
+        add_tokenizer(base, adapter, staging, rows)
 
 
 def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
@@ -133,7 +67,7 @@ def check_fits(base: BaseFiles, adapter: PeftFolder) -> None:
                 hint="name the base that the adapter was trained on"
                 + (f": {adapter.config.base_model_name_or_path}" if adapter.config.base_model_name_or_path else ""),
             )
-        change, shape = adapter.change(module), _shape(base, stored)
+        change, shape = adapter.change(module), weight_shape(base, stored)
         found = _shape_of(change, shape)
         brings_its_own = isinstance(change, Replaced) or change.own is not None
         resized = brings_its_own and module in (EMBEDDING, HEAD) and found[1] == shape[1]
@@ -159,26 +93,6 @@ def _check_complete(base: BaseFiles, adapter: PeftFolder) -> None:
             where=str(adapter.folder),
             hint="the file is not whole: fetch it again",
         )
-
-
-def read_weights(base: BaseFiles, without: Set[str] = frozenset()) -> Iterator[tuple[str, Tensor]]:
-    """Yield every stored weight but some by its name, one at a time, in the order of the files.
-
-    A file is open only while its weights are read: what was read of an open one stays in this process's memory.
-    """
-    ordered = sorted(base.files.items(), key=lambda item: (item[1], item[0]))
-    for file, group in groupby(ordered, key=lambda item: item[1]):
-        with safe_open(base.folder / file, framework="pt") as opened:
-            for name, _ in group:
-                if name not in without:
-                    yield name, opened.get_tensor(name)
-
-
-def read_weight(base: BaseFiles, name: str, rows: slice = slice(None)) -> Tensor:
-    """Read one stored weight, or some of its rows."""
-    with safe_open(base.folder / base.files[name], framework="pt") as file:
-        weight: Tensor = file.get_tensor(name) if rows == slice(None) else file.get_slice(name)[rows]
-    return weight
 
 
 def _folded(base: BaseFiles, adapter: PeftFolder) -> Iterator[tuple[str, Tensor]]:
@@ -226,51 +140,6 @@ def stays_tied(base: BaseFiles, adapter: PeftFolder) -> bool:
 def brings_the_head(base: BaseFiles, adapter: PeftFolder) -> bool:
     """Say whether an adapter of the input embedding brings along the one weight that both embeddings were."""
     return base.tied and {"base_layer.weight", "lora_embedding_A"} <= set(adapter.parts.get(EMBEDDING, ()))
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer of a model or an adapter, if it has one."""
-    for pattern in _TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-
-
-def stated_stops(folder: Path) -> tuple[int, ...]:
-    """Return the tokens that end an answer of this model by its own settings, as plain transformers reads them."""
-    file = folder / (SETTINGS_FILE if (folder / SETTINGS_FILE).exists() else "config.json")
-    stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    return (stated,) if isinstance(stated, int) else tuple(stated or ())
-
-
-def trained_stops(folder: Path) -> tuple[int, ...]:
-    """Return the tokens that end an answer by the tokenizer and template of a folder.
-
-    Empty where the template marks no end, so that there is none to name.
-    """
-    try:
-        return Renderer(load_tokenizer(folder)).stop_ids()
-    except UserError:
-        return ()
-
-
-def _add_stops(folder: Path) -> None:
-    """Have a written model's settings name the tokens that its template ends answers with, beside those they name."""
-    stated, trained = stated_stops(folder), trained_stops(folder)
-    if set(trained) <= set(stated):
-        return
-    file = folder / SETTINGS_FILE
-    found = file if file.exists() else folder / "config.json"
-    settings = json.loads(found.read_text(encoding="utf-8"))
-    if found != file:  # what transformers takes from there where there is no such file
-        settings = {name: settings[name] for name in ("bos_token_id", "pad_token_id") if name in settings}
-    settings["eos_token_id"] = sorted({*stated, *trained})
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _shape(base: BaseFiles, name: str) -> tuple[int, int]:
-    with safe_open(base.folder / base.files[name], framework="pt") as file:
-        shape = file.get_slice(name).get_shape()
-    return (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
 
 
 def _shape_of(change: Change, otherwise: tuple[int, int]) -> tuple[int, int]:
@@ -334,27 +203,3 @@ def _write_config(base: BaseFiles, folder: Path, dtype: str, tied: bool, rows: i
     config = {key: value for key, value in base.config.items() if key not in ("_name_or_path", "torch_dtype")}
     config |= {"dtype": dtype, "tie_word_embeddings": tied, "vocab_size": rows}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _add_tokenizer(base: BaseFiles, adapter: PeftFolder, folder: Path, rows: int) -> None:
-    """Copy the tokenizer that the adapter was trained with, or the base's, and check that each token has its row."""
-    source = adapter.folder if (adapter.folder / _TOKENIZER).exists() else base.folder
-    copy_tokenizer(source, folder)
-    for origin in (base.folder, source):
-        if (origin / SETTINGS_FILE).exists():
-            shutil.copyfile(origin / SETTINGS_FILE, folder / SETTINGS_FILE)
-    if (folder / _TOKENIZER).exists():
-        _add_stops(folder)
-        largest = _largest_token_id(folder / _TOKENIZER)
-        if largest >= rows:
-            raise DataError(
-                f"the tokenizer has tokens up to {largest} and the embedding {rows} rows",
-                where=str(adapter.folder),
-                hint="the rows of added tokens are missing: save the adapter with save_embedding_layers=True",
-            )
-
-
-def _largest_token_id(file: Path) -> int:
-    from tokenizers import Tokenizer
-
-    return max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values())

@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evaluation.files import staged_folder
+from finetune.base_files import open_base
 from finetune.bases import check_model_folder
 from finetune.console import Reporter
 from finetune.errors import DataError
-from finetune.merging_shards import check_fits, open_base
+from finetune.merging_shards import check_fits
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import PeftFolder, open_peft_folder
 from finetune.publish_manifest import (

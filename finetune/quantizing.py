@@ -22,7 +22,7 @@ from finetune.door_conversations import door_conversations
 from finetune.doors import ANSWER, as_the_base_speaks, compare_tokenizers
 from finetune.errors import DataError, ProofFailed
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
-from finetune.merging_shards import copy_tokenizer, stated_stops
+from finetune.merging_tokenizer import copy_tokenizer, stated_stops
 from finetune.records import DoorProof, MergeProof
 from finetune.run_directory import model_folder
 

@@ -14,12 +14,13 @@ from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
+from finetune.base_files import open_base
 from finetune.bases import resolve_base
 from finetune.console import Reporter
 from finetune.contenders import trained_spec
 from finetune.errors import DataError, TaskError, nearest
 from finetune.machine import computes_bfloat16, settle_dtypes
-from finetune.merging_shards import check_fits, open_base
+from finetune.merging_shards import check_fits
 from finetune.peft_config import CONFIG_FILE, load_peft_config
 from finetune.peft_weights import open_peft_folder
 from finetune.published import check_published_base

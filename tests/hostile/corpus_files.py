@@ -27,9 +27,9 @@ from evaluation.adapter_files import check_adapter_config, check_adapter_weights
 from evaluation.model import ModelSpec, load_model
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
+from finetune.base_files import open_base
 from finetune.bases import check_model_folder
 from finetune.gguf import convert_gguf
-from finetune.merging_shards import open_base
 from finetune.parquet import read_parquet
 from finetune.pypi import _unpack, parse_pypi_reference
 from finetune.row_check import Unreadable

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_base
 from transformers import AutoModelForCausalLM
 
+from finetune.base_files import open_base
 from finetune.errors import DataError
-from finetune.merging_shards import fold_shards, open_base
+from finetune.merging_shards import fold_shards
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import ADAPTER_FILE, open_peft_folder
 

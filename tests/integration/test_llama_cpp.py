@@ -19,6 +19,7 @@ from evaluation.conversation import Conversation, Message
 from evaluation.model import ModelSpec, load_base, load_model
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
+from finetune.base_files import open_base
 from finetune.bases import resolve_base
 from finetune.cache import default_cache
 from finetune.errors import DataError, MachineError
@@ -28,7 +29,7 @@ from finetune.gguf_adapter import AdapterKind, export_adapter
 from finetune.gguf_export import Kind, export_gguf
 from finetune.llama_cpp import has_llama_cpp, open_in_llama_cpp
 from finetune.llama_cpp_check import ANSWER_TOKENS, Files, LlamaCppProof, find_parting, prove_with_llama_cpp
-from finetune.merging_shards import copy_tokenizer, open_base
+from finetune.merging_tokenizer import copy_tokenizer
 from finetune.peft_weights import open_peft_folder
 from finetune.recipe_file import load_recipe
 

@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from finetune import merging_shards
+from finetune.base_files import open_base
 from finetune.errors import DataError, ProofFailed
 from finetune.merging_check import prove_folded
-from finetune.merging_shards import fold_shards, open_base
+from finetune.merging_shards import fold_shards
 from finetune.peft_weights import open_peft_folder
 
 LIMIT = 1e-5

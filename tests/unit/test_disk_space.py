@@ -16,6 +16,7 @@ from tiny_training import tiny_recipe
 from evaluation.model import ModelSpec, load_base
 from finetune import disk_space
 from finetune.adapter import build_adapter
+from finetune.base_files import open_base
 from finetune.disk_faults import TellingDiskFaults, disk_fault
 from finetune.disk_space import (
     SMALL_FILES,
@@ -29,7 +30,7 @@ from finetune.disk_space import (
 )
 from finetune.errors import DataError, MachineError
 from finetune.exporting import export_model
-from finetune.merging_shards import fold_shards, open_base
+from finetune.merging_shards import fold_shards
 from finetune.peft_weights import open_peft_folder
 from finetune.quantizing import export_quantized
 from finetune.recipe_file import load_recipe

@@ -16,11 +16,11 @@ from tiny_model import write_tiny_base
 from tiny_runs import finetune_command
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from finetune.base_files import open_base
 from finetune.errors import DataError, ProofFailed
 from finetune.gguf_adapter import AdapterKind, check_exportable, export_adapter, prove_adapter
 from finetune.gguf_export import export_gguf
 from finetune.gguf_names import permuted, read_shape, unpermuted
-from finetune.merging_shards import open_base
 from finetune.peft_weights import open_peft_folder
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
