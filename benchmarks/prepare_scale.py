@@ -24,12 +24,12 @@ import psutil
 from rich.console import Console
 
 from evaluation.tokenizer import load_tokenizer
+from finetune.audit_records import Audit
 from finetune.bases import resolve_base
 from finetune.cache import default_cache
 from finetune.console import Reporter
 from finetune.prepare import prepare
 from finetune.recipe import Base, Recipe
-from finetune.records import Audit
 from finetune.run_directory import RunDirectory
 from finetune.workers import count_workers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from finetune.records import LEAKS, Audit, LeakCount
+from finetune.audit_records import LEAKS, Audit, LeakCount
 
 SHOWN_REASONS = 8
 """Reasons for setting rows aside that the table lists; audit.json has all."""

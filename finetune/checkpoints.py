@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evaluation.files import STAGING_PREFIX, sha256_of_file, staged_folder
 from finetune.errors import DataError
-from finetune.records import MemorySetting
 from finetune.run_directory import RunDirectory
+from finetune.training_records import MemorySetting
 
 MANIFEST = "manifest.json"
 PROGRESS = "state.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 from evaluation.model import ModelSpec, Quantization
 from finetune.adapter import adapter_hash
 from finetune.bases import ResolvedBase
+from finetune.merge_records import MergeProof
 from finetune.recipe import Recipe
-from finetune.records import MergeProof
 from finetune.run_directory import RunDirectory
 from finetune.scoring import Contender
 

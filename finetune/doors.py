@@ -19,7 +19,7 @@ from evaluation.rendering import IGNORE, Renderer, Unrenderable
 from evaluation.tokenizer import fix_date, load_tokenizer
 from finetune.door_conversations import door_conversations
 from finetune.errors import ProofFailed
-from finetune.records import DoorProof
+from finetune.merge_records import DoorProof
 
 ANSWER = Message(role="assistant", content="Three months.")
 """Put behind a conversation, so that training renders it."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from finetune.records import Divergence, Plateau
+from finetune.training_records import Divergence, Plateau
 
 START_STEPS = 5
 """The loss at the start is the mean of so many steps."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from finetune.batch_cutting import Batch, can_be_cut, cut, size_of
 from finetune.batches import MicroBatch
 from finetune.errors import MachineError
-from finetune.records import MemorySetting
+from finetune.training_records import MemorySetting
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch's other errors say: of its CPU allocator on Linux and Windows, and of cuBLAS's own workspace."""

@@ -20,6 +20,7 @@ from finetune.door_conversations import door_conversations
 from finetune.doors import as_the_base_speaks, compare_doors, folder_door, training_door
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples
+from finetune.merge_records import DoorProof, MergeCandidate, MergeProof
 from finetune.merging_answers import answer_greedily, compare_greedy, greedy_prompts
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
 from finetune.merging_limits import (
@@ -41,7 +42,6 @@ from finetune.merging_proof import (
     mean_nll,
 )
 from finetune.recipe import Merge, Recipe
-from finetune.records import DoorProof, MergeCandidate, MergeProof
 from finetune.run_directory import RunDirectory
 
 PROBE_ROWS_WITHOUT_VALIDATION = 64

@@ -10,8 +10,8 @@ from evaluation.inference import LanguageModel
 from evaluation.rendering import IGNORE, Example, Unrenderable
 from finetune.door_conversations import door_conversations
 from finetune.doors import as_the_base_speaks
+from finetune.merge_records import GreedyProof
 from finetune.merging_limits import GAP_FACTOR
-from finetune.records import GreedyProof
 
 OWN_PROMPTS, OTHER_PROMPTS = 8, 8
 """Prompts of the run, and of the conversations that every door is tried with."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from finetune.merge_records import GreedyProof, MergeProof
 from finetune.recipe import Merge
-from finetune.records import GreedyProof, MergeProof
 
 LARGEST_RELATIVE_LOGIT_DIFFERENCE = 1e-5
 """Folded against unfolded in fp32, relative to the largest logit; docs/log.md says why not absolute."""

@@ -17,6 +17,7 @@ from evaluation.conversation import Conversation
 from evaluation.files import staged_folder
 from evaluation.rendering import Example
 from evaluation.template_laws import check_template
+from finetune.audit_records import Audit
 from finetune.audit_table import audit_table
 from finetune.console import Reporter
 from finetune.errors import DataError
@@ -32,7 +33,6 @@ from finetune.prepare_parts import Numbers, assign, weigh
 from finetune.prepare_sources import collect
 from finetune.prepare_task import write_task
 from finetune.recipe import Recipe
-from finetune.records import Audit
 from finetune.row_store import StoredRow
 from finetune.run_directory import RunDirectory
 from finetune.workers import count_workers

@@ -10,11 +10,11 @@ import numpy as np
 from evaluation.files import sha256_of_json
 from evaluation.mask_oracle import Row, check_masks
 from evaluation.rendering import Example, Renderer
+from finetune.audit_records import Audit, MaskAudit, SourceAccount, TokenSpan
 from finetune.packed_batches import padding_saved
 from finetune.prepare_found import Prepared
 from finetune.privacy_shown import ShownTexts
 from finetune.recipe import Recipe
-from finetune.records import Audit, MaskAudit, SourceAccount, TokenSpan
 from finetune.spans import spans_of
 
 PREVIEWED_ROWS = 5

@@ -12,11 +12,11 @@ import numpy as np
 from evaluation.conversation import Conversation
 from evaluation.files import write_jsonl, write_model
 from evaluation.task import Sample
+from finetune.audit_records import Audit, SetAside
 from finetune.prepare_leaks import Leaks
 from finetune.prepare_observed import Observed
 from finetune.prepare_part import Part, sample_of
 from finetune.prepare_parts import Numbers, Parts, RowTable
-from finetune.records import Audit, SetAside
 from finetune.row_store import StoredRow
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from evaluation.overlap import Leak, LeakIndex, prompt_text
 from evaluation.task import Sample
 from evaluation.task_file import load_task
+from finetune.audit_records import LEAKS, LeakCount, LeakedSample, SetAside
 from finetune.console import Reporter
 from finetune.prepare_part import sample_of
 from finetune.prepare_parts import Parts, RowTable
 from finetune.recipe import Recipe
-from finetune.records import LEAKS, LeakCount, LeakedSample, SetAside
 from finetune.row_store import StoredRow
 from finetune.run_directory import HELD_OUT_TASK
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune.audit_records import LEAKS, Audit
 from finetune.errors import DataError
 from finetune.prepare_examples import TOO_LONG
 from finetune.recipe_data import Data
-from finetune.records import LEAKS, Audit
 from finetune.row_lines import DAMAGED
 
 SHOWN_LEAKS = 3

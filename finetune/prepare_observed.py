@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from evaluation.conversation import Conversation
 from evaluation.near_duplicates import DuplicateFinder
+from finetune.audit_records import Repetition
 from finetune.languages import languages_of
-from finetune.records import Repetition
 from finetune.row_store import StoredRow
 
 SAMPLED_ROWS = 1000

@@ -14,12 +14,12 @@ from evaluation.conversation import Conversation
 from evaluation.long_texts import joined
 from evaluation.rendering import IGNORE, Example
 from evaluation.task import Sample
+from finetune.audit_records import Change, ChangedRow, SetAside, TokenStatistics
 from finetune.errors import DataError
 from finetune.prepare_chunks import Chunk
 from finetune.prepare_examples import TOO_LONG, Outcome
 from finetune.prepare_parts import Numbers
 from finetune.recipe_data import Data
-from finetune.records import Change, ChangedRow, SetAside, TokenStatistics
 from finetune.row_store import StoredRow
 
 Keep = Callable[[StoredRow, Conversation, int], None]

@@ -26,12 +26,12 @@ from evaluation.files import (
     write_text,
 )
 from evaluation.overlap import normalized_for_overlap, prompt_text
+from finetune.audit_records import SetAside
 from finetune.cache import code_hash, locked, named_hash, rows_entry
 from finetune.console import Reporter
 from finetune.errors import DataError, nearest
 from finetune.privacy import PrivacyScan
 from finetune.recipe_data import Privacy, Source
-from finetune.records import SetAside
 from finetune.row_store import RowStore, StoredRow, write_rows
 from finetune.row_templates import (
     RowTemplate,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evaluation.files import write_text
 from evaluation.rendering import Renderer
+from finetune.audit_records import Audit
 from finetune.hub_card import CardBlock, card_block, check_card, hub_datasets
 from finetune.licences import Decision
 from finetune.model_card import CARD_FILE, CardFacts, render_card
@@ -16,7 +17,6 @@ from finetune.publish_limits import find_domain
 from finetune.publish_manifest import Manifest
 from finetune.publish_settings import PublishSettings
 from finetune.pypi import PYPI_PREFIX
-from finetune.records import Audit
 from finetune.report_contents import Report
 from finetune.server_door import ServerProof
 

@@ -6,9 +6,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from finetune.audit_records import Audit
 from finetune.publish_settings import Domain
 from finetune.recipe import Recipe
-from finetune.records import Audit, Environment
+from finetune.records import Environment
 from finetune.report_figures import duration
 
 _WORDS: dict[Domain, re.Pattern[str]] = {

@@ -9,15 +9,18 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from evaluation.files import write_model, write_text
+from finetune.audit_records import Audit
+from finetune.merge_records import MergeProof
 from finetune.publish_manifest import PublishedScore
 from finetune.pypi import PYPI_PREFIX
 from finetune.recipe import Recipe
 from finetune.recipe_data import HeldOutSource, Source
 from finetune.recipe_written import spell_out
-from finetune.records import Audit, Environment, MergeProof, StageTime, TrainingSummary
+from finetune.records import Environment, StageTime
 from finetune.report_contents import Fingerprint, MergeCheck, Report, TaskReport, Verdict
 from finetune.rows import HUB_PREFIX
 from finetune.run_lock import Lock
+from finetune.training_records import TrainingSummary
 
 RECIPE_FILE, RESULTS_FILE, DATA_FILE = "recipe.yaml", "results.json", "data.json"
 FROM_HUB = "the Hugging Face hub"

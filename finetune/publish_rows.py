@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from evaluation.files import read_jsonl_lines
 from evaluation.rendering import IGNORE, Renderer
 from evaluation.task import Sample
+from finetune.audit_records import Audit
 from finetune.errors import DataError
 from finetune.example_files import example_at, load_examples
-from finetune.records import Audit
 from finetune.run_directory import RunDirectory
 
 BLOCK = 32

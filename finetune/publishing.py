@@ -12,6 +12,7 @@ from finetune.console import Reporter
 from finetune.disk_space import SMALL_FILES, folder_size, require_space
 from finetune.errors import DataError, ProofFailed
 from finetune.licences import Decision, base_input, data_inputs, work_out
+from finetune.merge_records import MergeProof
 from finetune.peft_weights import ADAPTER_FILE
 from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
@@ -20,7 +21,6 @@ from finetune.publish_private import describe_private
 from finetune.publish_records import base_name, published_report, shown_source
 from finetune.publish_rows import public_labels
 from finetune.publish_settings import PublishSettings
-from finetune.records import MergeProof
 from finetune.report_contents import Report
 from finetune.report_figures import memory
 from finetune.run_directory import STAGES, RunDirectory

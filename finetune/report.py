@@ -8,9 +8,11 @@ from pathlib import Path
 from evaluation.files import write_model, write_text
 from evaluation.results import Difference, Output, Result
 from evaluation.task import TaskKind
+from finetune.audit_records import Audit
+from finetune.merge_records import MergeProof
 from finetune.privacy_shown import ShownTexts
 from finetune.recipe import Recipe
-from finetune.records import Audit, Environment, MergeProof, StageTime, StepMetrics, TrainingSummary
+from finetune.records import Environment, StageTime
 from finetune.report_contents import (
     HEADLINE,
     SECOND,
@@ -27,6 +29,7 @@ from finetune.report_html import render_html
 from finetune.report_markdown import render_markdown
 from finetune.report_proof import merge_checks
 from finetune.report_verdict import build_verdict
+from finetune.training_records import StepMetrics, TrainingSummary
 
 SHOWN_SAMPLES = 10
 """Held-out samples shown side by side."""

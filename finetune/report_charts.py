@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evaluation.results import LOWER_IS_BETTER, Estimate
-from finetune.records import StepMetrics
 from finetune.report_contents import TaskReport
 from finetune.report_figures import contender_label, count, interval, metric_label, metric_value, nats
+from finetune.training_records import StepMetrics
 
 WIDTH = 440
 LEFT = 112

@@ -8,8 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.results import Difference, Estimate
 from evaluation.task import TaskKind
+from finetune.audit_records import Audit
+from finetune.merge_records import MergeProof
 from finetune.recipe import Recipe
-from finetune.records import Audit, Environment, MergeProof, StageTime, StepMetrics, TrainingSummary
+from finetune.records import Environment, StageTime
+from finetune.training_records import StepMetrics, TrainingSummary
 
 Outcome = Literal["better", "level", "worse", "unknown"]
 

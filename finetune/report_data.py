@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.records import LEAKS, Audit, LeakCount, SourceAccount, TokenStatistics
+from finetune.audit_records import LEAKS, Audit, LeakCount, SourceAccount, TokenStatistics
 from finetune.report_contents import Report
 from finetune.report_figures import count, percent
 from finetune.report_tables import Cell, Section, Table, facts_table, number

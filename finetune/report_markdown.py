@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from finetune.records import TokenSpan
+from finetune.audit_records import TokenSpan
 from finetune.report_contents import Report, SamplePair
 from finetune.report_figures import contender_label, legible
 from finetune.report_sections import folded_sections, mask_sentence

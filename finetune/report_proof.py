@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune.merge_records import MergeProof
 from finetune.merging_limits import (
     GAP_FACTOR,
     LARGEST_RELATIVE_LOGIT_DIFFERENCE,
@@ -16,7 +17,6 @@ from finetune.merging_limits import (
     logits_hold,
 )
 from finetune.recipe import Merge
-from finetune.records import MergeProof
 from finetune.report_contents import MergeCheck
 from finetune.report_figures import nats, percent
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from finetune.loss_watch import told_divergence, told_plateau
-from finetune.records import MemorySetting, TrainingSummary
 from finetune.report_contents import Report
 from finetune.report_data import data_section
 from finetune.report_figures import count, duration, memory, percent
 from finetune.report_tables import Cell, Section, Table, facts_table, number, validation_table
+from finetune.training_records import MemorySetting, TrainingSummary
 
 
 def folded_sections(report: Report) -> tuple[Section, ...]:

@@ -7,10 +7,13 @@ from evaluation.result_files import load_result
 from evaluation.runner import Scored
 from evaluation.task import LoadedTask
 from evaluation.task_file import load_task
+from finetune.audit_records import Audit
+from finetune.merge_records import MergeProof
 from finetune.recipe import Recipe
-from finetune.records import Audit, Environment, MergeProof, StepMetrics, TrainingSummary
+from finetune.records import Environment
 from finetune.report import ReportInputs, TaskScores, build_report, write_report
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
+from finetune.training_records import StepMetrics, TrainingSummary
 
 ORDER = ("base", "adapter", "merged", "merged_nf4", "merged_int8", "majority", "tfidf")
 """Contenders as the report shows them."""

@@ -12,10 +12,12 @@ from evaluation.errors import DataError
 from evaluation.result_files import list_contenders, list_tasks, load_result
 from evaluation.results import Difference, Estimate
 from evaluation.runner import Scored
+from finetune.audit_records import Audit
+from finetune.merge_records import MergeProof
 from finetune.recipe_file import load_recipe
-from finetune.records import Audit, MergeProof, StepMetrics, TrainingSummary
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import load_lock
+from finetune.training_records import StepMetrics, TrainingSummary
 
 _Record = TypeVar("_Record", bound=BaseModel)
 

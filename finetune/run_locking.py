@@ -12,14 +12,16 @@ import finetune
 from evaluation.files import sha256_of_json
 from evaluation.task_file import load_task
 from evaluation.tokenizer import load_tokenizer
+from finetune.audit_records import Audit
 from finetune.bases import ResolvedBase
 from finetune.cache import source_hash
 from finetune.machine import all_versions
 from finetune.recipe import Recipe
-from finetune.records import Audit, Environment, TrainingSummary
+from finetune.records import Environment
 from finetune.row_templates import load_row_template
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 from finetune.run_lock import Lock, LockedInputs, LockedMachine, LockedProgram
+from finetune.training_records import TrainingSummary
 
 
 def build_lock(recipe: Recipe, base: ResolvedBase, sources: dict[str, str], run: RunDirectory) -> Lock:

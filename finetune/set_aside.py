@@ -14,11 +14,11 @@ from rich.table import Table
 
 from evaluation.files import read_jsonl_lines
 from evaluation.screen import PrintableConsole
+from finetune.audit_records import Audit, SetAside
 from finetune.cache import default_cache, file_entry, hub_folder, is_intact
 from finetune.errors import DataError, nearest
 from finetune.pypi import PYPI_PREFIX, parse_pypi_reference
 from finetune.recipe_data import Source
-from finetune.records import Audit, SetAside
 from finetune.row_check import Unreadable
 from finetune.row_lines import numbered_lines, open_rows
 from finetune.rows import HUB_PREFIX, Row, read_rows

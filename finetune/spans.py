@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.rendering import IGNORE, Example, Renderer
-from finetune.records import TokenSpan
+from finetune.audit_records import TokenSpan
 
 
 def spans_of(example: Example, renderer: Renderer) -> tuple[TokenSpan, ...]:

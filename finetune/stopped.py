@@ -17,9 +17,9 @@ from evaluation.files import staged_folder, write_jsonl
 from finetune.batches import MicroBatch
 from finetune.errors import TrainingStopped
 from finetune.example_files import TRAIN_ROWS, count_trained, read_lengths
-from finetune.records import StoppedRow
 from finetune.training_guards import NotFinite, WeightGuard
 from finetune.training_job import TrainingJob
+from finetune.training_records import StoppedRow
 from finetune.training_trainer import Batching, RecipeTrainer
 
 WRITTEN_SECONDS = 60

@@ -47,7 +47,6 @@ from finetune.machine import peak_memory_bytes
 from finetune.packed_batches import plan_packed_batches
 from finetune.packing import check_isolation
 from finetune.recipe import Recipe
-from finetune.records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.signals import Signals, Stop
 from finetune.stopped import Witness, keeping_evidence
 from finetune.training_arguments import apply_plan, build_arguments
@@ -55,6 +54,7 @@ from finetune.training_callbacks import Recorder, ValidationLog, Validator
 from finetune.training_checkpoints import Checkpointer, load_saved
 from finetune.training_guards import GradientGuard, WeightGuard
 from finetune.training_job import TrainingJob
+from finetune.training_records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
 
 DEFAULT_VALIDATIONS = 4

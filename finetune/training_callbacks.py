@@ -19,7 +19,7 @@ from finetune.adapter import adapter_weights
 from finetune.console import TrainingBar
 from finetune.errors import TrainingStopped
 from finetune.loss_watch import diverges_now, told_divergence
-from finetune.records import StepMetrics
+from finetune.training_records import StepMetrics
 
 
 @dataclass

@@ -22,10 +22,10 @@ from finetune.adapter import adapter_weights, restore_adapter
 from finetune.checkpoint_state import RandomState, read_tree, read_weights, write_tensors, write_tree
 from finetune.checkpoints import PROGRESS, Progress, new_checkpoint, read_progress
 from finetune.errors import DataError
-from finetune.records import StepMetrics
 from finetune.signals import Stop
 from finetune.training_callbacks import Recorder, ValidationLog, of_first_process
 from finetune.training_job import TrainingJob
+from finetune.training_records import StepMetrics
 from finetune.training_trainer import RecipeTrainer
 
 METRICS = "metrics.jsonl"

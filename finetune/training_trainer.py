@@ -30,8 +30,8 @@ from finetune.capabilities import Choices
 from finetune.example_files import example_at, read_lengths
 from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
 from finetune.packing import pack_examples
-from finetune.records import AS_PLANNED, MemorySetting
 from finetune.training_guards import NotFinite, check_gradients, trainable_parameters
+from finetune.training_records import AS_PLANNED, MemorySetting
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 import finetune.training
 from evaluation.rendering import IGNORE, Example
 from finetune.batches import BatchPlan
-from finetune.records import StepMetrics
+from finetune.training_records import StepMetrics
 from finetune.training_trainer import Batching, RecipeTrainer
 
 EXAMPLES = tiny_examples(48)

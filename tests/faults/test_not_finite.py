@@ -25,10 +25,10 @@ from evaluation.rendering import Example
 from finetune.adapter import ADAPTER_FILE
 from finetune.batches import BatchPlan
 from finetune.errors import TrainingStopped
-from finetune.records import StoppedRow
 from finetune.run_directory import RunDirectory
 from finetune.training import train
 from finetune.training_guards import WeightGuard, first_not_finite
+from finetune.training_records import StoppedRow
 from finetune.training_trainer import Batching, RecipeTrainer
 
 EXAMPLES = tiny_examples(40)

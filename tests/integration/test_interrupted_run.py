@@ -26,9 +26,9 @@ from tiny_runs import (
 from finetune.adapter import adapter_hash
 from finetune.checkpoints import checkpoints, read_progress
 from finetune.console import TrainingBar
-from finetune.records import TrainingSummary
 from finetune.run_directory import RunDirectory
 from finetune.signals import ONE_PRESS
+from finetune.training_records import TrainingSummary
 
 pytestmark = pytest.mark.slow
 

@@ -26,9 +26,9 @@ from finetune.batch_cutting import Batch, cut, size_of
 from finetune.errors import MachineError
 from finetune.memory_fit import MemoryFit, is_out_of_memory, largest_micro_batch
 from finetune.packing import pack_examples
-from finetune.records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.training import train
 from finetune.training_job import TrainingJob
+from finetune.training_records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.training_trainer import Batching, RecipeTrainer
 
 EXAMPLES = tiny_examples(40)

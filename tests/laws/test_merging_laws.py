@@ -25,6 +25,7 @@ from finetune.adapter import ADAPTER_FILE, build_adapter, write_adapter
 from finetune.console import Reporter
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples, write_examples
+from finetune.merge_records import GreedyProof, MergeProof
 from finetune.merging import DOOR_CONVERSATIONS, merge
 from finetune.merging_answers import OTHER_PROMPTS, OWN_PROMPTS, answer_greedily, compare_greedy, greedy_prompts
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
@@ -39,7 +40,6 @@ from finetune.merging_proof import (
     mean_kl,
 )
 from finetune.recipe import Merge, Recipe
-from finetune.records import GreedyProof, MergeProof
 from finetune.run_directory import RunDirectory
 
 EXAMPLES = tiny_examples(12)

@@ -13,7 +13,7 @@ from torch import Tensor
 import finetune.training
 from finetune.adapter import ADAPTER_FILE
 from finetune.packed_batches import plan_packed_batches
-from finetune.records import StepMetrics, TrainingSummary
+from finetune.training_records import StepMetrics, TrainingSummary
 from finetune.training_trainer import RecipeTrainer
 
 EXAMPLES = tiny_examples(40)

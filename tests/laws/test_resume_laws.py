@@ -33,10 +33,10 @@ from finetune.checkpoints import (
 )
 from finetune.errors import DataError
 from finetune.recipe import Recipe
-from finetune.records import StepMetrics, TrainingSummary
 from finetune.signals import Interrupted
 from finetune.training import train
 from finetune.training_job import TrainingJob
+from finetune.training_records import StepMetrics, TrainingSummary
 
 EXAMPLES = tiny_examples(24)
 VALIDATION = tiny_examples(6, seed=1)

@@ -23,11 +23,11 @@ from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices
 from finetune.errors import MachineError, TrainingStopped
 from finetune.example_files import load_examples
-from finetune.records import StepMetrics, StoppedRow, TrainingSummary
 from finetune.training import train
 from finetune.training_arguments import apply_plan, build_arguments
 from finetune.training_guards import GradientGuard
 from finetune.training_job import TrainingJob
+from finetune.training_records import StepMetrics, StoppedRow, TrainingSummary
 from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
 
 EXAMPLES = tiny_examples(40)

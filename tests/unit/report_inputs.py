@@ -7,27 +7,22 @@ import random
 from dataclasses import replace
 
 from evaluation.results import Difference, Estimate, Identity, Output, Result
-from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
-from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
-from finetune.records import (
+from finetune.audit_records import (
     Audit,
-    DoorProof,
-    Environment,
-    GreedyProof,
     LeakCount,
     LeakedSample,
     MaskAudit,
-    MergeCandidate,
-    MergeProof,
     Repetition,
     SourceAccount,
-    StageTime,
-    StepMetrics,
     TokenSpan,
     TokenStatistics,
-    TrainingSummary,
 )
+from finetune.merge_records import DoorProof, GreedyProof, MergeCandidate, MergeProof
+from finetune.recipe import Adapter, Base, Quantization, Recipe, Training
+from finetune.recipe_data import Data, HeldOutFraction, TrainSource, Validation
+from finetune.records import Environment, StageTime
 from finetune.report import ReportInputs, TaskScores
+from finetune.training_records import StepMetrics, TrainingSummary
 
 CHAPTERS = (
     "Diseases of the respiratory system",

@@ -11,11 +11,11 @@ from report_inputs import inputs
 from rich.console import Console
 from tiny_model import build_tokenizer
 
+from finetune.audit_records import Audit
 from finetune.audit_table import audit_table
 from finetune.console import Reporter
 from finetune.prepare import prepare
 from finetune.recipe import Recipe
-from finetune.records import Audit
 from finetune.report import build_report
 from finetune.report_data import data_section
 from finetune.run_directory import RunDirectory

@@ -15,10 +15,10 @@ from finetune.loss_watch import (
     told_divergence,
     told_plateau,
 )
-from finetune.records import Divergence, MemorySetting, Plateau
 from finetune.report import build_report
 from finetune.report_html import render_html
 from finetune.report_markdown import render_markdown
+from finetune.training_records import Divergence, MemorySetting, Plateau
 
 START = [2.0] * 5
 

@@ -25,8 +25,8 @@ from finetune.console import Reporter
 from finetune.contenders import contenders, trained_spec
 from finetune.example_files import example_at, load_examples, write_examples
 from finetune.machine import PACKAGES, describe_environment, peak_memory_bytes, versions
+from finetune.merge_records import MergeProof
 from finetune.recipe import Evaluation
-from finetune.records import MergeProof
 from finetune.run_directory import RunDirectory
 from finetune.training_job import TrainingJob
 

@@ -21,6 +21,7 @@ from evaluation.conversation import Conversation
 from evaluation.long_texts import joined, split_example
 from evaluation.rendering import IGNORE, Example, Renderer
 from evaluation.task import Sample
+from finetune.audit_records import Audit, ChangedRow, SetAside
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.example_files import example_at, load_examples
@@ -31,7 +32,6 @@ from finetune.prepare_rows import collect_source
 from finetune.prepare_sources import group_columns
 from finetune.prepare_task import build_task
 from finetune.recipe import Recipe
-from finetune.records import Audit, ChangedRow, SetAside
 from finetune.row_store import StoredRow
 from finetune.run_directory import RunDirectory
 from finetune.spans import spans_of

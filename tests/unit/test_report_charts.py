@@ -10,10 +10,10 @@ import pytest
 from report_inputs import choose_task, inputs, loss_task, steps, with_tasks
 
 from evaluation.results import Estimate
-from finetune.records import StepMetrics
 from finetune.report import TaskScores, build_report
 from finetune.report_charts import LEFT, Scale, loss_chart, score_chart
 from finetune.report_contents import TaskReport
+from finetune.training_records import StepMetrics
 
 
 def task_of(scores: TaskScores) -> TaskReport:

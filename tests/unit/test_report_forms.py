@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from report_inputs import choose_task, generate_task, inputs, loss_task, with_tasks
 
-from finetune.records import LeakCount, LeakedSample, TokenSpan
+from finetune.audit_records import LeakCount, LeakedSample, TokenSpan
 from finetune.report import ReportInputs, build_report
 from finetune.report_data import SHOWN_LEAKS
 from finetune.report_html import render_html

@@ -21,10 +21,10 @@ from finetune.machine import INSTRUCTIONS, PACKAGES, UNDECISIVE, all_versions, d
 from finetune.recipe import Base, Recipe
 from finetune.recipe_file import load_recipe, shipped_recipes
 from finetune.recipe_written import spell_out
-from finetune.records import TrainingSummary
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import Lock
 from finetune.run_locking import _commit, build_lock, lock_inputs, lock_machine, recipe_hash
+from finetune.training_records import TrainingSummary
 
 
 @pytest.fixture(scope="module")

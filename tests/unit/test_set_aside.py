@@ -13,10 +13,10 @@ import pytest
 from report_inputs import inputs
 
 from evaluation.files import sha256_of_file, write_jsonl, write_model
+from finetune.audit_records import SetAside
 from finetune.cache import default_cache, file_entry
 from finetune.errors import DataError
 from finetune.recipe_data import Source
-from finetune.records import SetAside
 from finetune.rows import BadRow, read_rows
 from finetune.run_directory import RunDirectory
 from finetune.set_aside import show_set_aside, source_text

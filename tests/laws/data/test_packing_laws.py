@@ -22,7 +22,7 @@ from finetune import packing
 from finetune.errors import DataError, MachineError
 from finetune.packed_batches import padding_saved, plan_packed_batches
 from finetune.packing import check_isolation, pack_examples
-from finetune.records import StepMetrics
+from finetune.training_records import StepMetrics
 
 TOLERANCE = 1e-5
 ON_CPU: tuple[Attention, ...] = ("sdpa", "eager")
