@@ -31,7 +31,7 @@ def build_adapter(model: PreTrainedModel, adapter: Adapter, seed: int) -> PeftMo
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only multiplies by it
+        lora_alpha=_whole(adapter.alpha),  # type: ignore[arg-type]  # peft only multiplies by it
         lora_dropout=adapter.dropout,
         target_modules=list(targets),
         use_rslora=adapter.variant == "rslora",
@@ -56,6 +56,11 @@ def keep_in_fp32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _whole(number: float) -> float:
+    """Return a whole number as one, as readers of adapter_config.json expect it, however the recipe spells it."""
+    return int(number) if number.is_integer() else number
 
 
 def adapter_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

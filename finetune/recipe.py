@@ -52,7 +52,7 @@ class Adapter(Section):
     """`rslora` scales by alpha / sqrt(rank); `dora` also trains the length of each weight row."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Inner dimension of the two factors."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs zeroed in training."""

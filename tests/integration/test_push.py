@@ -315,7 +315,7 @@ def test_an_adapter_that_is_not_finite_or_does_not_fit_is_refused(staged: Staged
     save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, weights)
     restage(staged.folder)
     assert "not finite" in flat(pull(staged, tmp_path))
-    wide = {key: torch.zeros(value.shape[0], 999) if "lora_A" in key else value for key, value in tensors.items()}
+    wide = {key: torch.ones(value.shape[0], 999) if "lora_A" in key else value for key, value in tensors.items()}
     save_file(wide, weights)
     restage(staged.folder)
     assert "name the base that the adapter was trained on" in flat(pull(staged, tmp_path, "--base", str(made.base)))

@@ -325,7 +325,7 @@ def test_another_base_is_refused(copied: Workplace, place: Workplace, tmp_path: 
     finally:
         config.write_bytes(before)
     assert refused.status == 3
-    assert "no longer the one that was trained from" in refused.stderr
+    assert "not the one that the run was made from" in refused.stderr
 
 
 def test_without_a_licence_nothing_is_built(place: Workplace, tmp_path: Path) -> None:
