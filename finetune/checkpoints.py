@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from evaluation.files import STAGING_PREFIX, sha256_of_file, staged_folder
 from finetune.errors import DataError
+from finetune.records import Record
 from finetune.run_directory import RunDirectory
 from finetune.training_records import MemorySetting
 
@@ -28,36 +29,32 @@ KEPT = 2
 ANEW = "--restart trains anew from the first step"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings")
+Kind = TypeVar("Kind", bound=Record)
 
 
-Kind = TypeVar("Kind", bound=_Record)
-
-
-class WrittenFile(_Record):
+class WrittenFile(Record):
     """A file of a checkpoint."""
 
     bytes: int
     sha256: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """manifest.json: every other file of a checkpoint."""
 
     files: dict[str, WrittenFile]
 
 
-class MadeFrom(_Record):
+class MadeFrom(Record):
     """What a training run was made from."""
 
-    decisive: dict[str, str] = {}
+    decisive: dict[str, str] = Field(default_factory=dict)
     """Name of an input (a section of the recipe, the base, the prepared examples) → hash: all must be the same."""
-    origins: dict[str, str] = {}
+    origins: dict[str, str] = Field(default_factory=dict)
     """What stands behind them (files of rows, templates, packages) → hash or version: names what changed."""
 
 
-class Progress(_Record):
+class Progress(Record):
     """state.json: how far training had come."""
 
     step: int

@@ -6,7 +6,7 @@ adapter's folder or on the merged one, a GGUF file, a server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -90,6 +90,18 @@ def as_the_base_speaks(renderer: Renderer, conversations: Iterable[Conversation]
     if renderer.tokenizer.chat_template:
         return list(conversations)
     return [Conversation(messages=one.messages[-1:], layout="plain") for one in conversations]
+
+
+def prompts_of(
+    renderer: Renderer, conversations: Iterable[Conversation]
+) -> Iterator[tuple[Conversation, tuple[int, ...]]]:
+    """Yield the conversations that the template takes, each with the token ids of its prompt."""
+    for conversation in conversations:
+        try:
+            prompt = renderer.prompt(conversation)
+        except Unrenderable:
+            continue
+        yield conversation, prompt
 
 
 def compare_tokenizers(

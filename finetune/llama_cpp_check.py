@@ -13,10 +13,9 @@ from evaluation.conversation import Conversation, Message
 from evaluation.rendering import Renderer
 from finetune.errors import ProofFailed
 from finetune.llama_cpp import open_in_llama_cpp, require_llama_cpp
+from finetune.partings import LARGEST_GAP, Parting, first_parting
 
 ANSWER_TOKENS = 32
-LARGEST_GAP = 0.25
-"""Logits between the two most probable tokens where the engines may part: rounding decides there, not the file."""
 QUESTIONS = (
     "What is the capital of France?",
     "Wie lange ist die Kündigungsfrist für Mieter?",
@@ -26,19 +25,6 @@ QUESTIONS = (
     "  Which of the two is larger: 3.9 or 3.11?\n",
 )
 """What the answers are compared on."""
-
-
-class Parting(BaseModel):
-    """Where the two answers to a prompt part."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    prompt: int
-    """Number of the prompt, from 0."""
-    position: int
-    """Number of the first token that differs, from 0."""
-    gap: float
-    """Logits by which transformers prefers its most probable token there to llama.cpp's."""
 
 
 class LlamaCppProof(BaseModel):
@@ -120,19 +106,11 @@ def _compare_tokens(theirs: list[int], ours: list[int], text: str) -> None:
         raise ProofFailed(f"llama.cpp cuts {text[:40]!r} differently: {theirs[:8]} for {ours[:8]}")
 
 
-@torch.inference_mode()
 def find_parting(
     model: torch.nn.Module, prompt: Sequence[int], theirs: Sequence[int], stops: Sequence[int]
 ) -> Parting | None:
-    """Say where the model's own greedy answer parts from another one; one forward over the other answer tells.
-
-    Up to the first token that is not the model's most probable one, both answers are the same by definition.
-    """
-    logits_TV = model(input_ids=torch.tensor([[*prompt, *theirs]])).logits[0, len(prompt) - 1 :].float()
-    for position, token in enumerate(theirs):
-        best = logits_TV[position].max()
-        if logits_TV[position].argmax() != token:
-            return Parting(prompt=0, position=position, gap=float(best - logits_TV[position, token]))
+    """Say where the model's own greedy answer parts from another one that is whole."""
+    parting = first_parting(model, prompt, theirs)
     ended = len(theirs) == ANSWER_TOKENS or theirs[-1] in stops
-    assert ended, "the other answer is no whole one"
-    return None
+    assert parting or ended, "the other answer is no whole one"
+    return parting

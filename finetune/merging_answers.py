@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
 from evaluation.inference import LanguageModel
-from evaluation.rendering import IGNORE, Example, Unrenderable
+from evaluation.rendering import IGNORE, Example
 from finetune.door_conversations import door_conversations
-from finetune.doors import as_the_base_speaks
+from finetune.doors import as_the_base_speaks, prompts_of
 from finetune.merge_records import GreedyProof
 from finetune.merging_limits import GAP_FACTOR
 
@@ -64,10 +65,5 @@ def _prompt_of(example: Example) -> tuple[int, ...]:
 
 
 def _others(model: LanguageModel) -> list[tuple[int, ...]]:
-    prompts = []
-    for conversation in as_the_base_speaks(model.renderer, door_conversations(4 * OTHER_PROMPTS)):
-        try:
-            prompts.append(model.renderer.prompt(conversation))
-        except Unrenderable:
-            continue
-    return prompts[:OTHER_PROMPTS]
+    conversations = as_the_base_speaks(model.renderer, door_conversations(4 * OTHER_PROMPTS))
+    return [prompt for _, prompt in islice(prompts_of(model.renderer, conversations), OTHER_PROMPTS)]

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from evaluation.files import staged_folder
 from evaluation.model import DTYPES
+from evaluation.model_files import INDEX_FILE
 from finetune.base_files import BaseFiles, read_weight, read_weights, weight_shape
 from finetune.disk_space import require_space, weights_bytes
 from finetune.errors import DataError
 from finetune.merging_tokenizer import add_tokenizer
 from finetune.peft_weights import EMBEDDING, HEAD, Change, LowRank, PeftFolder, Replaced, Rows
 
-INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 2 * 2**30
 """Largest file that is written: two of them are the memory that folding needs, and three times the largest weight."""
 _ENDS = frozenset({f"{EMBEDDING}.weight", f"{HEAD}.weight"})

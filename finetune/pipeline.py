@@ -22,7 +22,7 @@ from finetune.recipe import Checkpoints, Recipe
 from finetune.recipe_file import LoadedRecipe
 from finetune.recipe_written import spell_out
 from finetune.records import StageTime
-from finetune.row_templates import load_row_template
+from finetune.row_template_files import hash_row_template
 from finetune.rows import resolve_source
 from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
 from finetune.run_lock import load_lock
@@ -136,7 +136,7 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
     shared = {"seed": str(recipe.seed), "base": run.base.sha256, "versions": packages}
     match stage:
         case "prepare":
-            templates = {source.rows: _template_hash(source.rows) for source in recipe.data.sources}
+            templates = {source.rows: hash_row_template(source.rows) for source in recipe.data.sources}
             sections = {"data": _hash(recipe.data), "privacy": _hash(recipe.privacy)}
             scored = {
                 "evaluation.max_new_tokens": str(recipe.evaluation.max_new_tokens),
@@ -241,10 +241,6 @@ def _hash(section: BaseModel | None) -> str:
 def _examples_hash(directory: RunDirectory) -> str:
     """Hash the examples that training sees; the held-out rows are not among them."""
     return sha256_of_json([hash_of(path) for path in sorted(directory.data.glob("*.arrow"))])
-
-
-def _template_hash(name: str) -> str:
-    return _hash(load_row_template(name))
 
 
 def _tasks_hash(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from evaluation.conversation import Message
-from evaluation.files import sha256_of_json, write_model
+from evaluation.files import write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import Quantization
 from evaluation.rendering import Renderer
@@ -36,7 +36,7 @@ from finetune.publish_scan import refuse_findings, scan_folder, scan_text
 from finetune.publish_settings import PublishSettings
 from finetune.recipe import Recipe
 from finetune.report_contents import Report
-from finetune.row_template_files import is_template_file, load_row_template
+from finetune.row_template_files import hash_row_template, is_template_file
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import Lock
 from finetune.server_door import SERVER_PROOF_FILE, ServerProof
@@ -123,7 +123,7 @@ def _write_row_templates(run: RunDirectory, recipe: Recipe, folder: Path) -> Non
     marker = run.marker("prepare")
     for name in dict.fromkeys(source.rows for source in recipe.data.sources if is_template_file(source.rows)):
         path = Path(name)
-        found = sha256_of_json(load_row_template(name).model_dump(mode="json"))
+        found = hash_row_template(name)
         if marker is None or marker.inputs.get(name) != found:
             raise DataError("the row template is no longer the one that the rows were read with", where=name)
         if (folder / path.name).exists():

@@ -110,10 +110,7 @@ def prove_at_server(run: RunDirectory, settings: PublishSettings, reporter: Repo
     if proof := load_server_proof(run.folder, sha256_of_folder(run.merged)):
         return proof
     reporter.say("the merged model was at no server yet: it is proven there now")
-    prove_served(Asked(str(run.folder)), None, settings.cache)
-    proof = load_server_proof(run.folder, sha256_of_folder(run.merged))
-    assert proof is not None, "it was written a moment ago"
-    return proof
+    return prove_served(Asked(str(run.folder)), None, settings.cache)
 
 
 def local_base(run: RunDirectory) -> Path | None:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from evaluation.files import sha256_of_json
 from finetune.errors import DataError, nearest
 from finetune.row_template_types import (
     Column,
@@ -44,6 +45,11 @@ def template_hint(name: str) -> str:
     near = nearest(name, names)
     guess = f"{near} " if near.endswith("?") else ""
     return f"{guess}Bundled: {', '.join(names)}; or the path of a .yaml"
+
+
+def hash_row_template(name: str) -> str:
+    """Hash a row template with every default filled in; raises what `load_row_template` does."""
+    return sha256_of_json(load_row_template(name).model_dump(mode="json"))
 
 
 def load_row_template(name_or_path: str) -> RowTemplate:

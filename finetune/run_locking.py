@@ -18,7 +18,7 @@ from finetune.cache import source_hash
 from finetune.machine import all_versions
 from finetune.recipe import Recipe
 from finetune.records import Environment
-from finetune.row_templates import load_row_template
+from finetune.row_template_files import hash_row_template
 from finetune.run_directory import HELD_OUT_TASK, RunDirectory
 from finetune.run_lock import Lock, LockedInputs, LockedMachine, LockedProgram
 from finetune.training_records import TrainingSummary
@@ -59,7 +59,7 @@ def lock_inputs(recipe: Recipe, base: ResolvedBase, rows: dict[str, int] | None 
         base_files=dict(base.files),
         tokenizer_sha256=sha256_of_json([tokenizer.backend_tokenizer.to_str(), special]),
         chat_template_sha256=sha256_of_json(str(tokenizer.chat_template or "")),
-        row_templates={name: sha256_of_json(load_row_template(name).model_dump(mode="json")) for name in templates},
+        row_templates={name: hash_row_template(name) for name in templates},
         task_files={name: load_task(name).sha256 for name in tasks},
         rows=rows,
     )

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from evaluation.conversation import Conversation
 from evaluation.files import sha256_of_folder, write_model
 from evaluation.inference import Generated, LanguageModel, load_language_model
 from evaluation.model import ModelSpec, stored_dtype
-from evaluation.rendering import Unrenderable
 from finetune.console import Reporter
 from finetune.door_conversations import door_conversations
+from finetune.doors import prompts_of
 from finetune.errors import DataError, ProofFailed
+from finetune.partings import LARGEST_GAP, first_parting
 from finetune.server_door import SERVER_PROOF_FILE, ServerAnswer, ServerProof, ask_server, describe_server_proof
 from finetune.server_process import Ended, free_port
 from finetune.serving import Place, facts_of, started
@@ -29,8 +29,6 @@ from finetune.serving_model import Asked, ServedModel, find_served
 CONVERSATIONS, ANSWERED = 64, 8
 """Conversations whose tokens are counted; how many of them are answered in full."""
 ANSWER_TOKENS = 32
-LARGEST_GAP = 0.25
-"""Logits between two tokens where the server and the model may part: rounding decides there, batches alone do it."""
 PACKAGES: dict[Server, str] = {"vllm": "vllm", "transformers": "transformers", "llama.cpp": "llama-cpp-python"}
 
 
@@ -80,7 +78,7 @@ def compare_answers(
     return _compare_tokens(own, server, asked, answers), _gaps(own, server, asked[:ANSWERED], answers[:ANSWERED])
 
 
-def prove_served(asked: Asked, forced: Server | None, cache: Path) -> None:
+def prove_served(asked: Asked, forced: Server | None, cache: Path) -> ServerProof:
     """Prove a server with the model of a run or a model's folder, and write serving.json into that folder.
 
     Raises:
@@ -95,6 +93,7 @@ def prove_served(asked: Asked, forced: Server | None, cache: Path) -> None:
     proof = prove_server(find_served(asked, cache, reporter), forced, cache, reporter)
     write_model(folder / SERVER_PROOF_FILE, proof)
     reporter.say(f"{folder / SERVER_PROOF_FILE}: {describe_server_proof(proof)}")
+    return proof
 
 
 def load_server_proof(folder: Path, model_sha256: str) -> ServerProof | None:
@@ -108,13 +107,7 @@ def load_server_proof(folder: Path, model_sha256: str) -> ServerProof | None:
 
 def server_conversations(own: LanguageModel) -> list[Conversation]:
     """Conversations that the base's template takes."""
-    found: list[Conversation] = []
-    for conversation in door_conversations(4 * CONVERSATIONS):
-        try:
-            own.renderer.prompt(conversation)
-        except Unrenderable:
-            continue
-        found.append(conversation)
+    found = [one for one, _ in prompts_of(own.renderer, door_conversations(4 * CONVERSATIONS))]
     if len(found) < CONVERSATIONS:
         raise ProofFailed("the chat template refuses the conversations that a server is tried with", where="doors")
     return found[:CONVERSATIONS]
@@ -164,15 +157,9 @@ def _ends(mine: Generated) -> tuple[str, ...]:
     return ("stop", "length") if mine.tokens == ANSWER_TOKENS else ("stop",)
 
 
-@torch.inference_mode()
 def _gap(own: LanguageModel, conversation: Conversation, theirs: ServerAnswer) -> float:
     """Logit of the model's token above that of the server's where they part; infinite where the tokens do not part."""
-    prompt = own.renderer.prompt(conversation)
     end = own.renderer.stop_ids()[:1] if theirs.finish_reason == "stop" else ()
     answer = (*own.renderer.encode(theirs.text), *end)
-    ids = torch.tensor([[*prompt, *answer]], device=own.causal_lm.device)
-    logits_TV = own.causal_lm(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    for logits_V, token in zip(logits_TV, answer, strict=True):
-        if int(logits_V.argmax()) != token:
-            return float(logits_V.max() - logits_V[token])
-    return float("inf")
+    parting = first_parting(own.causal_lm, own.renderer.prompt(conversation), answer)
+    return parting.gap if parting else float("inf")

@@ -25,6 +25,7 @@ from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.exporting import ExportProof
+from finetune.merging_tokenizer import SETTINGS_FILE
 from finetune.peft_config import CONFIG_FILE
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
@@ -32,7 +33,7 @@ from finetune.run_directory import RunDirectory
 from finetune.run_lock import find_run_base, load_lock
 from finetune.voices import check_adapter_of, named_adapter
 
-SETTINGS_FILE, TEMPLATE_FILE = "generation_config.json", "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 DRAWING = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """The API's defaults. transformers 5.23 ignores a request's temperature where `do_sample` is false, and its top_k is 50
 where none is stated; a temperature of 0 is greedy all the same."""
