@@ -156,6 +156,14 @@ def dequantized_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Ten
             yield f"{name}.weight", dense.float()
 
 
+def frozen_weight(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight of a frozen layer, (out, in); a 4-bit one is unpacked at each call, and kept by nobody."""
+    if isinstance(layer, Linear4bit):
+        dense: torch.Tensor = dequantize_4bit(layer.weight.data, cast(Any, layer.weight).quant_state)
+        return dense.to(dtype)
+    return layer.weight
+
+
 def _quantization_options(quantization: Quantization | None, dtype: torch.dtype) -> dict[str, BitsAndBytesConfig]:
     if quantization is None:
         return {}  # None, passed on, would take a quantized folder for one that is not

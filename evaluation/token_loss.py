@@ -1,8 +1,12 @@
 """The negative log-likelihood of labelled tokens, without ever holding the logits of all positions.
 
-Only the positions that have a label are multiplied with the head, a chunk at a time, in fp32 whatever the type of
-the weights: logits rounded to bf16 move the loss by half a percent. The gradient with respect to the hidden states
-is computed in the same pass, while a chunk's probabilities are at hand. The head is frozen, so it has none.
+Only the positions that have a label are multiplied with the head, and logits stay in fp32 whatever the type of the
+weights: rounded to bf16 they move the loss by half a percent. The gradient with respect to the hidden states is
+computed in the same pass, while the probabilities are at hand. The head is frozen, so it has none.
+
+In fp32 that is done a chunk at a time. In bf16 on a CPU it is one call of torch's attention, with the hidden states as
+queries and the head as keys and as values: its log-sum-exp over the keys is the normalizer of the loss, and its output,
+the mean of the head's rows weighed by the probabilities, less the target's own row, is the gradient.
 """
 
 from __future__ import annotations
@@ -55,6 +59,11 @@ def shift(hidden_BTD: Tensor, labels_BT: Tensor, ignore: int) -> tuple[Tensor, T
 class _LabelledNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+        if _by_attention(hidden_ND, head_VD):
+            nll_N, gradient_ND = _attended(hidden_ND, head_VD, targets_N)
+            ctx.save_for_backward(gradient_ND)
+            ctx.dtype = hidden_ND.dtype
+            return nll_N
         head = head_VD.float()
         needs_gradient = hidden_ND.requires_grad
         losses, gradients = [], []
@@ -74,3 +83,19 @@ class _LabelledNll(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
         return (gradient_ND * grads[0][:, None]).to(ctx.dtype), None, None
+
+
+def _by_attention(hidden_ND: Tensor, head_VD: Tensor) -> bool:
+    both_bf16 = hidden_ND.dtype == head_VD.dtype == torch.bfloat16
+    return both_bf16 and hidden_ND.device.type == "cpu" and len(hidden_ND) > 0
+
+
+def _attended(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses and their gradients in fp32."""
+    head_11VD = head_VD[None, None]
+    mean_11ND, normalizer_11N = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        hidden_ND[None, None], head_11VD, head_11VD, 0.0, False, scale=1.0
+    )
+    target_ND = head_VD[targets_N].float()
+    nll_N = normalizer_11N.flatten() - torch.linalg.vecdot(hidden_ND.float(), target_ND)
+    return nll_N, target_ND.neg_().add_(mean_11ND[0, 0])

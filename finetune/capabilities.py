@@ -8,8 +8,9 @@ from typing import Literal
 
 from evaluation.model import Attention
 from finetune.errors import MachineError
-from finetune.recipe import Tracker
+from finetune.recipe import Recipe, Tracker
 
+LayerPath = Literal["fused", "plain"]
 LossPath = Literal["labelled", "trl_fused"]
 Optimizer = Literal["adamw_torch", "paged_adamw_8bit"]
 
@@ -38,11 +39,14 @@ class Choices:
     """`labelled`: our own loss over labelled positions; `trl_fused`: TRL's Triton kernel."""
     optimizer: Optimizer
     bf16_autocast: bool
+    layers: LayerPath = "plain"
+    """`fused`: each decoder layer as one function of ours; `plain`: transformers' and peft's."""
 
     def named(self) -> dict[str, str]:
         """Return the choices as text."""
         return {
             "attention": self.attention,
+            "layers": self.layers,
             "loss": self.loss,
             "optimizer": self.optimizer,
             "autocast": "bfloat16" if self.bf16_autocast else "off",
@@ -74,13 +78,17 @@ def this_machine() -> Machine:
     )
 
 
-def choose(machine: Machine, dtype: str) -> Choices:
+def choose(machine: Machine, recipe: Recipe) -> Choices:
     """Choose the fast paths that this machine has.
 
-    The CPU gets what is exact and quick there: SDPA, the loss over labelled positions, plain AdamW, no autocast.
+    The CPU gets what is exact and quick there: layers of our own where the adapter is one that they know, the loss over
+    labelled positions, plain AdamW, no autocast.
     """
+    dtype = recipe.base.dtype
     if not machine.cuda:
-        return Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False)
+        known = recipe.adapter.dropout == 0 and recipe.adapter.variant != "dora"
+        layers: LayerPath = "fused" if known and recipe.training.kernels == "auto" else "plain"
+        return Choices("sdpa", "labelled", "adamw_torch", bf16_autocast=False, layers=layers)
     flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
     return Choices(
         attention="flash_attention_2" if flash else "sdpa",

@@ -105,6 +105,8 @@ class Training(Section):
     """Present: stop when the validation loss no longer improves."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """`auto`: on a CPU each layer of a LLaMA with LoRA is computed by our own function; `plain`: by the libraries'."""
     checkpoints: Checkpoints = Checkpoints()
     """How often the state of training is kept, for the same command to go on from; the result is the same."""
     devices: Count | Literal["all"] = 1

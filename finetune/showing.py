@@ -16,7 +16,7 @@ def show_recipe(loaded: LoadedRecipe) -> None:
     recipe = settle_dtypes(loaded.recipe, bfloat16=computes_bfloat16())
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     machine = this_machine()
-    choices = choose(machine, recipe.base.dtype).named()
+    choices = choose(machine, recipe).named()
     where = "GPU" if machine.cuda else "CPU"
     named = "".join(f"#   {name}: {value}\n" for name, value in choices.items())
     console = PrintableConsole()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -22,6 +22,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 from trl.trainer.sft_config import SFTConfig
 
+from evaluation.allocator import keep_freed_memory
 from evaluation.files import staged_folder, write_model
 from evaluation.inference import LanguageModel
 from evaluation.model import ModelSpec, Quantization, load_base
@@ -42,6 +43,7 @@ from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
 from finetune.errors import DataError, MachineError
 from finetune.example_files import count_trained, example_at, load_examples, read_lengths
+from finetune.fused_model import why_plain
 from finetune.loss_watch import find_divergence, find_plateau, told_plateau
 from finetune.machine import peak_memory_bytes
 from finetune.packed_batches import plan_packed_batches
@@ -52,10 +54,11 @@ from finetune.stopped import Witness, keeping_evidence
 from finetune.training_arguments import apply_plan, build_arguments
 from finetune.training_callbacks import Recorder, ValidationLog, Validator
 from finetune.training_checkpoints import Checkpointer, load_saved
+from finetune.training_forward import restore_forward
 from finetune.training_guards import GradientGuard, WeightGuard
 from finetune.training_job import TrainingJob
 from finetune.training_records import MemorySetting, StepMetrics, TrainingSummary
-from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
+from finetune.training_trainer import Batching, RecipeTrainer
 
 DEFAULT_VALIDATIONS = 4
 """How often the validation loss is measured where the recipe does not say."""
@@ -90,8 +93,10 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
         MachineError: the number of processes is not what was asked for.
     """
     recipe, machine = job.recipe, this_machine()
+    if not machine.cuda:
+        keep_freed_memory()
     require_tracker(recipe.tracking)
-    choices = choose(machine, recipe.base.dtype)
+    choices = choose(machine, recipe)
     arguments = build_arguments(recipe, job.run.training, choices, cuda=machine.cuda)
     _check_processes(job, arguments)
     arguments._n_gpu = min(1, arguments.n_gpu)  # one GPU a process; transformers would spread one over all it sees
@@ -99,6 +104,9 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
     model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
+    if choices.layers == "fused" and (why := why_plain(model)):
+        reporter.say(f"  its layers are computed by the libraries: {why}")
+        choices = replace(choices, layers="plain")
 
     examples = load_examples(job.run.data / "train.arrow")
     lengths = read_lengths(examples).tolist()

@@ -7,7 +7,6 @@ kernel is used. Everything else (optimizer, schedule, accumulation, clipping, pr
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,20 +15,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from evaluation.inference import pad_examples
 from evaluation.rendering import IGNORE, Example
-from evaluation.token_loss import labelled_nll, shift
 from finetune.batch_cutting import Batch
 from finetune.batches import BatchPlan, MicroBatch
 from finetune.capabilities import Choices
 from finetune.example_files import example_at, read_lengths
+from finetune.fused_model import FusedModel
 from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
 from finetune.packing import pack_examples
+from finetune.training_forward import sum_loss_in_forward
 from finetune.training_guards import NotFinite, check_gradients, trainable_parameters
 from finetune.training_records import AS_PLANNED, MemorySetting
 
@@ -46,13 +45,6 @@ class Batching:
     """Whether a micro-batch is one row of examples that do not see each other."""
     memory: MemorySetting = AS_PLANNED
     """What a training that this one goes on from has settled on."""
-
-
-@dataclass(frozen=True)
-class SummedLoss:
-    """What the patched forward returns: the sum of the labelled tokens' losses, in nats."""
-
-    loss: Tensor
 
 
 class RecipeTrainer(SFTTrainer):
@@ -87,8 +79,9 @@ class RecipeTrainer(SFTTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss is a sum over all labelled tokens of the step
+        self._fused = FusedModel(model, recompute=args.gradient_checkpointing) if choices.layers == "fused" else None
         if choices.loss == "labelled":
-            _sum_loss_in_forward(model.get_base_model())
+            sum_loss_in_forward(model.get_base_model(), self._fused)
 
     def go_on_after(self, step: int, restore: Callable[[], None]) -> None:
         """Start after a step; `restore` is called when optimizer and schedule are there."""
@@ -173,8 +166,14 @@ class RecipeTrainer(SFTTrainer):
             add_gradients=lambda piece: plain(model, dict(piece), num_items_in_batch),
             without_sync=functools.partial(self.accelerator.no_sync, model),
             drop_gradients=model.zero_grad,
-            checkpoint=lambda: self._adapted.activation_checkpointing_enable({"use_reentrant": False}),
+            checkpoint=self._checkpoint,
         )
+
+    def _checkpoint(self) -> None:
+        if self._fused is not None:
+            self._fused.recompute = True
+        else:
+            self._adapted.activation_checkpointing_enable({"use_reentrant": False})
 
     def _in_all_processes(self, holds: bool) -> bool:
         if self.batching.world_size == 1:
@@ -187,11 +186,6 @@ class RecipeTrainer(SFTTrainer):
         """Check the gradients before clipping spreads what is not finite to all of them."""
         check_gradients(trainable_parameters(self._adapted), self.state.global_step + 1)
         return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-
-
-def restore_forward(model: PreTrainedModel) -> None:
-    """Give a model its own forward back after training."""
-    model.__dict__.pop("forward", None)
 
 
 @dataclass(frozen=True)
@@ -208,24 +202,3 @@ class _Padding:
         examples = [Example(tuple(row["input_ids"]), tuple(row["labels"])) for row in rows]
         ids_BT, labels_BT, mask_BT = pad_examples(examples, self.padding)
         return {"input_ids": ids_BT, "labels": labels_BT, "attention_mask": mask_BT}
-
-
-def _sum_loss_in_forward(model: PreTrainedModel) -> None:
-    """Replace the forward of the causal model, as TRL does, so that DDP sees the loss come out of its module."""
-
-    def forward(
-        self: PreTrainedModel,
-        input_ids: Tensor,
-        labels: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **_peft_fills: None,
-    ) -> SummedLoss:
-        # Packed rows have positions and no mask; with a cache they would see each other.
-        hidden_BTD = self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
-        hidden_ND, targets_N = shift(hidden_BTD, labels, IGNORE)
-        return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N).sum())
-
-    model.forward = types.MethodType(forward, model)

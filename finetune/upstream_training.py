@@ -20,6 +20,8 @@ from trl.trainer.utils import add_fused_lm_head
 from finetune.upstream import Contract
 
 VOCABULARY = 16
+flash_attention_for_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What `evaluation.token_loss` computes the loss of bf16 with."""
 
 
 def small_llama() -> LlamaForCausalLM:
@@ -128,6 +130,14 @@ def _prepared_rows_are_left_alone() -> bool:
     return "dataset_kwargs" in names and "skip_prepare_dataset" in SFTTrainer.__init__.__code__.co_consts
 
 
+def _attention_gives_its_normalizer() -> bool:
+    """One query of zeros on 8 keys: the logarithm of 8, and the mean of the values."""
+    q, v = torch.zeros(1, 1, 1, 4).bfloat16(), torch.eye(8, 4)[None, None].bfloat16()
+    mean, normalizer = flash_attention_for_cpu(q, v, v, 0.0, False, scale=1.0)
+    right = torch.allclose(mean.float(), torch.full((1, 1, 1, 4), 0.125))
+    return right and normalizer.dtype == torch.float32 and abs(float(normalizer) - 2.0794415) < 1e-4
+
+
 def _processes_are_counted() -> bool:
     return isinstance(vars(Accelerator).get("num_processes"), property)
 
@@ -183,6 +193,12 @@ TRAINING_CONTRACTS = (
         "trl",
         "dataset_kwargs={'skip_prepare_dataset': True} leaves input_ids and labels alone",
         _prepared_rows_are_left_alone,
+    ),
+    Contract(
+        "attention_normalizer",
+        "torch",
+        "_scaled_dot_product_flash_attention_for_cpu returns the output and, in fp32, the log-sum-exp of the scores",
+        _attention_gives_its_normalizer,
     ),
     Contract(
         "process_count", "accelerate", "Accelerator.num_processes is the number of processes", _processes_are_counted

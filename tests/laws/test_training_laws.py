@@ -25,10 +25,11 @@ from finetune.errors import MachineError, TrainingStopped
 from finetune.example_files import load_examples
 from finetune.training import train
 from finetune.training_arguments import apply_plan, build_arguments
+from finetune.training_forward import restore_forward
 from finetune.training_guards import GradientGuard
 from finetune.training_job import TrainingJob
 from finetune.training_records import StepMetrics, StoppedRow, TrainingSummary
-from finetune.training_trainer import Batching, RecipeTrainer, restore_forward
+from finetune.training_trainer import Batching, RecipeTrainer
 
 EXAMPLES = tiny_examples(40)
 OF_ONE_LENGTH = [

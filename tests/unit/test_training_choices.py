@@ -13,7 +13,7 @@ from finetune.batches import plan_batches
 from finetune.capabilities import Choices, Machine, choose, this_machine
 from finetune.training_arguments import SCHEDULES, apply_plan, build_arguments
 
-ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False)
+ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False, layers="fused")
 H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_attention=True)
 
 
@@ -54,12 +54,23 @@ H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_
     ],
 )
 def test_choices_follow_from_the_machine(machine: Machine, dtype: str, expected: Choices) -> None:
-    assert choose(machine, dtype) == expected
+    assert choose(machine, tiny_recipe(Path("base"), base={"dtype": dtype})) == expected
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"adapter": {"dropout": 0.1}}, {"adapter": {"variant": "dora"}}, {"training": {"kernels": "plain"}}],
+    ids=["dropout", "DoRA", "a recipe that says so"],
+)
+def test_layers_are_the_libraries_own(sections: dict[str, object]) -> None:
+    assert choose(Machine(cuda=False), tiny_recipe(Path("base"), **sections)).layers == "plain"
 
 
 def test_choices_have_names() -> None:
-    assert ON_CPU.named() == {"attention": "sdpa", "loss": "labelled", "optimizer": "adamw_torch", "autocast": "off"}
-    assert choose(H100, "bfloat16").named()["autocast"] == "bfloat16"
+    named = {"attention": "sdpa", "layers": "fused", "loss": "labelled", "optimizer": "adamw_torch", "autocast": "off"}
+    assert ON_CPU.named() == named
+    on_h100 = choose(H100, tiny_recipe(Path("base"), base={"dtype": "bfloat16"})).named()
+    assert (on_h100["autocast"], on_h100["layers"]) == ("bfloat16", "plain")
 
 
 def test_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,16 @@ def counts_no_processes(patch: pytest.MonkeyPatch) -> None:
     patch.delattr(accelerate.Accelerator, "num_processes")
 
 
+def normalizes_in_bf16(patch: pytest.MonkeyPatch) -> None:
+    attend = upstream_training.flash_attention_for_cpu
+
+    def rounded(*given: Any, **how: Any) -> Any:
+        mean, normalizer = attend(*given, **how)
+        return mean, normalizer.bfloat16()
+
+    patch.setattr(upstream_training, "flash_attention_for_cpu", rounded)
+
+
 def ignores_positions(patch: pytest.MonkeyPatch) -> None:
     forward = LlamaModel.forward
     patch.setattr(LlamaModel, "forward", lambda self, position_ids=None, **how: forward(self, **how))
@@ -174,6 +184,7 @@ FAKES: dict[str, tuple[Fake, str]] = {
     "gpu_count": (counts_gpus_elsewhere, "transformers"),
     "head_patch": (patches_nothing, "trl"),
     "prepared_rows": (prepares_rows, "trl"),
+    "attention_normalizer": (normalizes_in_bf16, "torch"),
     "process_count": (counts_no_processes, "accelerate"),
     "packed_mask": (ignores_positions, "transformers"),
     "padding_mask": (ignores_the_mask, "transformers"),

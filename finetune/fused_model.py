@@ -1,0 +1,150 @@
+"""The hidden states of a LLaMA model with LoRA, computed layer by layer by our own functions: training on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
+
+from evaluation.rendering import IGNORE
+from evaluation.token_loss import shift
+from finetune.batch_cutting import Batch
+from finetune.fused_attention import Heads, group_documents
+from finetune.fused_layer import Layer, Norm, Row, compute
+from finetune.fused_linear import Linear, build_linear
+
+ADAPTER = "default"
+"""The name that peft gives the one adapter."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def why_plain(model: PeftModel) -> str | None:
+    """Say why the layers of a model are not ones that are computed here; none if they are."""
+    base = model.get_base_model()
+    if type(base) is not LlamaForCausalLM or any(type(layer) is not LlamaDecoderLayer for layer in base.model.layers):
+        return f"{type(base).__name__} is not LlamaForCausalLM"
+    config = base.config
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    for name, module in base.model.layers.named_modules():
+        if name.rpartition(".")[2] in PROJECTIONS and (why := _why_plain_linear(module)):
+            return f"{name} {why}"
+    others = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+    return f"{others[0]} is trained as well" if others else None
+
+
+def _why_plain_linear(module: nn.Module) -> str | None:
+    frozen = module
+    if isinstance(module, LoraLayer):
+        parts: Any = module
+        if list(parts.active_adapters) != [ADAPTER] or parts.merged or parts.disable_adapters:
+            return "has another adapter, or a merged one"
+        if not isinstance(parts.lora_dropout[ADAPTER], nn.Identity):
+            return "has dropout"
+        if parts.use_dora[ADAPTER]:
+            return "has DoRA"
+        frozen = parts.get_base_layer()
+    if not isinstance(frozen, nn.Linear):
+        return f"is a {type(frozen).__name__}"
+    return "has a bias" if frozen.bias is not None else None
+
+
+class FusedModel:
+    """A model whose layers are taken apart once; their parameters stay where they are."""
+
+    def __init__(self, model: PeftModel, *, recompute: bool = False) -> None:
+        """Take a model that `why_plain` has nothing against; `recompute` keeps little for the backward pass."""
+        base = cast(Any, model.get_base_model())
+        self._decoder = base.model
+        self._layers = [build_layer(layer) for layer in self._decoder.layers]
+        self._norm = build_norm(self._decoder.norm)
+        self.recompute = recompute
+
+    def hidden_states(self, documents: Sequence[Tensor]) -> Tensor:
+        """Return the last hidden states of documents, given longest first, one after another: (T, D)."""
+        positions_T = torch.cat([torch.arange(len(one)) for one in documents])
+        x_TD = self._decoder.embed_tokens(torch.cat(list(documents)))
+        row = self._row(positions_T, [len(one) for one in documents], x_TD)
+        for layer in self._layers:
+            x_TD = compute(layer, row, x_TD, recompute=self.recompute)
+        return _normed(self._norm, x_TD)
+
+    def predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the hidden states (N, D) that predict the labelled tokens of a batch, and those tokens (N,)."""
+        documents, labels_T = documents_of(batch)
+        return shift(self.hidden_states(documents)[None], labels_T[None], IGNORE)
+
+    def _row(self, positions_T: Tensor, lengths: list[int], x_TD: Tensor) -> Row:
+        cos_1TE, sin_1TE = self._decoder.rotary_emb(x_TD[None], positions_T[None])
+        sin_T1E = sin_1TE[0][:, None].clone()
+        sin_T1E[..., : sin_T1E.shape[-1] // 2].neg_()
+        return Row(group_documents(lengths), cos_1TE[0][:, None].contiguous(), sin_T1E)
+
+
+def documents_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """Take the examples of a padded or packed batch apart: the ids of each, longest first, and the labels in a row.
+
+    The first token of an example has no label, since in a row the one before would predict it.
+    """
+    if "position_ids" in batch:
+        starts = torch.nonzero(batch["position_ids"][0] == 0)[:, 0].tolist()
+        spans = list(zip(starts, [*starts[1:], batch["input_ids"].shape[1]], strict=True))
+        rows = [(batch["input_ids"][0, a:b], batch["labels"][0, a:b]) for a, b in spans]
+    else:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        rows = [
+            (ids[:n], labels[:n]) for ids, labels, n in zip(batch["input_ids"], batch["labels"], lengths, strict=True)
+        ]
+    rows.sort(key=lambda row: -len(row[0]))
+    labels_T = torch.cat([labels.clone().index_fill_(0, torch.tensor([0]), IGNORE) for _, labels in rows])
+    return [ids for ids, _ in rows], labels_T
+
+
+def build_norm(module: Any) -> Norm:
+    """Take a norm of transformers' apart."""
+    return Norm(module.weight.detach(), float(module.variance_epsilon))
+
+
+def build_layer(module: Any) -> Layer:
+    """Take a decoder layer of transformers' and the adapters in it apart."""
+    attention, mlp = module.self_attn, module.mlp
+    config = attention.config
+    heads = Heads(
+        config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, float(attention.scaling)
+    )
+
+    def linear(module: nn.Module) -> Linear:
+        return build_linear(module, ADAPTER)
+
+    return Layer(
+        build_norm(module.input_layernorm),
+        (linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)),
+        linear(attention.o_proj),
+        build_norm(module.post_attention_layernorm),
+        (linear(mlp.gate_proj), linear(mlp.up_proj)),
+        linear(mlp.down_proj),
+        heads,
+    )
+
+
+def _normed(norm: Norm, x_TD: Tensor) -> Tensor:
+    return cast(Tensor, _Normed.apply(x_TD, norm))  # type: ignore[no-untyped-call]
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, norm: Norm) -> Tensor:
+        y_TD, scale_T1 = norm.forward(x_TD)
+        ctx.save_for_backward(x_TD, scale_T1)
+        ctx.norm = norm
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        x_TD, scale_T1 = ctx.saved_tensors
+        return ctx.norm.backward(slopes[0], x_TD, scale_T1).to(x_TD.dtype), None
