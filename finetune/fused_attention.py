@@ -21,8 +21,6 @@ SHORT = 64
 BLOCK = 256
 """Queries computed at a time: a block is multiplied with the keys up to its end, so that half of a long square is
 never computed."""
-KEPT = 512
-"""Probabilities of documents up to this length are kept for the backward pass, and else computed anew."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,6 @@ class Heads:
     key_value: int
     per_key: int
     """Query heads for each key/value head."""
-    scaling: float
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,6 @@ class Attended:
     k: Tensor
     """(B·K, L, E)"""
     v: Tensor
-    probabilities: tuple[Tensor, ...]
-    """Of each block, (B·K, G·l, keys); empty where they are computed anew."""
 
 
 def group_documents(lengths: Sequence[int]) -> list[Group]:
@@ -83,28 +78,23 @@ def group_documents(lengths: Sequence[int]) -> list[Group]:
 def attend(
     q_TN: Tensor, k_TN: Tensor, v_TN: Tensor, groups: Sequence[Group], heads: Heads
 ) -> tuple[Tensor, list[Attended]]:
-    """Attend within each document; queries and keys are rotated already. Returns (T, K·G·E) and what backward needs."""
+    """Attend within each document, queries being scaled and turned, and keys turned: (T, K·G·E), and for backward."""
     out_TN = torch.empty_like(q_TN)
     kept = []
     for group in groups:
         rows = slice(group.start, group.end)
         q = _spread(q_TN[rows], group, heads.key_value, heads.per_key)
         k, v = (_spread(x[rows], group, heads.key_value, 1)[:, 0] for x in (k_TN, v_TN))
-        probabilities, parts = [], []
-        for block in _blocks(group.longest):
-            p = _probabilities(q, k, block, heads)
-            parts.append(torch.bmm(p, v[:, : block.stop]))
-            if group.longest <= KEPT:
-                probabilities.append(p)
+        parts = [torch.bmm(_probabilities(q, k, block, heads), v[:, : block.stop]) for block in _blocks(group.longest)]
         _gather(_joined(parts, heads), group, heads.key_value, out_TN[rows])
-        kept.append(Attended(q, k, v, tuple(probabilities)))
+        kept.append(Attended(q, k, v))
     return out_TN, kept
 
 
 def attend_backward(
     slope_TN: Tensor, kept: Sequence[Attended], groups: Sequence[Group], heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of rotated queries, rotated keys, and values."""
+    """Return the gradients of scaled and rotated queries, rotated keys, and values."""
     width = slope_TN.shape[1] // heads.per_key
     dq_TN = torch.empty_like(slope_TN)
     dk_TN, dv_TN = slope_TN.new_empty(len(slope_TN), width), slope_TN.new_empty(len(slope_TN), width)
@@ -121,32 +111,36 @@ def attend_backward(
 def _group_backward(slope: Tensor, had: Attended, group: Group, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     parts: list[Tensor] = []
     dk = dv = slope.new_empty(0)
-    for i, block in reversed(list(enumerate(_blocks(group.longest)))):  # the last block has all keys
-        p = had.probabilities[i] if had.probabilities else _probabilities(had.q, had.k, block, heads)
+    for block in reversed(list(_blocks(group.longest))):  # the last one has all keys
+        p = _probabilities(had.q, had.k, block, heads)
         seen, out_slope = slice(0, block.stop), _merged(slope[:, :, block])
         dp = torch.bmm(out_slope, had.v[:, seen].transpose(1, 2))
         ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-        parts.insert(0, torch.bmm(ds, had.k[:, seen]).mul_(heads.scaling))
+        parts.insert(0, torch.bmm(ds, had.k[:, seen]))
         dv_seen, dk_seen = torch.bmm(p.mT, out_slope), torch.bmm(ds.mT, _merged(had.q[:, :, block]))
         if block.stop == group.longest:
             dk, dv = dk_seen, dv_seen
         else:
             dk[:, seen] += dk_seen
             dv[:, seen] += dv_seen
-    return _joined(parts, heads), dk.mul_(heads.scaling), dv
+    return _joined(parts, heads), dk, dv
 
 
 def _probabilities(q: Tensor, k: Tensor, block: slice, heads: Heads) -> Tensor:
-    """Return the attention of a block's queries on the keys up to its end, (B·K, G·l, keys)."""
-    hidden = _hidden_future(block.start, block.stop, heads.per_key, q.dtype)
-    scores = torch.baddbmm(hidden, _merged(q[:, :, block]), k[:, : block.stop].mT, alpha=heads.scaling)
+    """Return the attention of a block's queries on the keys up to its end, (B·K, G·l, keys).
+
+    It is computed anew in the backward pass: writing it to memory and reading it takes longer.
+    """
+    scores = torch.bmm(_merged(q[:, :, block]), k[:, : block.stop].mT)
+    own = scores.view(len(scores), heads.per_key, -1, block.stop)[..., block.start :]
+    own += _hidden_future(block.stop - block.start, scores.dtype)
     return torch.softmax(scores, -1)
 
 
-@lru_cache(maxsize=128)
-def _hidden_future(start: int, stop: int, times: int, dtype: torch.dtype) -> Tensor:
-    """Return 0 where a query at start … stop may look and −∞ where it may not, (times · queries, keys)."""
-    return torch.full((stop - start, stop), float("-inf"), dtype=dtype).triu(start + 1).repeat(times, 1)
+@lru_cache(maxsize=BLOCK)
+def _hidden_future(length: int, dtype: torch.dtype) -> Tensor:
+    """Return 0 where a query may look and −∞ where it may not, (queries, keys)."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
 
 
 def _blocks(longest: int) -> Iterator[slice]:

@@ -15,7 +15,7 @@ from evaluation.rendering import IGNORE
 from evaluation.token_loss import shift
 from finetune.batch_cutting import Batch
 from finetune.fused_attention import Heads, group_documents
-from finetune.fused_layer import Layer, Norm, Row, compute
+from finetune.fused_layer import Layer, Norm, Rotation, Row, compute, unit
 from finetune.fused_linear import Linear, build_linear
 
 ADAPTER = "default"
@@ -63,6 +63,7 @@ class FusedModel:
         self._decoder = base.model
         self._layers = [build_layer(layer) for layer in self._decoder.layers]
         self._norm = build_norm(self._decoder.norm)
+        self._scaling = float(self._decoder.layers[0].self_attn.scaling)
         self.recompute = recompute
 
     def hidden_states(self, documents: Sequence[Tensor]) -> Tensor:
@@ -71,7 +72,7 @@ class FusedModel:
         x_TD = self._decoder.embed_tokens(torch.cat(list(documents)))
         row = self._row(positions_T, [len(one) for one in documents], x_TD)
         for layer in self._layers:
-            x_TD = compute(layer, row, x_TD, recompute=self.recompute)
+            x_TD = compute(layer, layer.adapters(x_TD.dtype), row, x_TD, recompute=self.recompute)
         return _normed(self._norm, x_TD)
 
     def predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,9 +82,10 @@ class FusedModel:
 
     def _row(self, positions_T: Tensor, lengths: list[int], x_TD: Tensor) -> Row:
         cos_1TE, sin_1TE = self._decoder.rotary_emb(x_TD[None], positions_T[None])
-        sin_T1E = sin_1TE[0][:, None].clone()
+        cos_T1E, sin_T1E = cos_1TE[0][:, None].contiguous(), sin_1TE[0][:, None].clone()
         sin_T1E[..., : sin_T1E.shape[-1] // 2].neg_()
-        return Row(group_documents(lengths), cos_1TE[0][:, None].contiguous(), sin_T1E)
+        scaled = Rotation(cos_T1E * self._scaling, sin_T1E * self._scaling)
+        return Row(group_documents(lengths), scaled, Rotation(cos_T1E, sin_T1E))
 
 
 def documents_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -114,9 +116,7 @@ def build_layer(module: Any) -> Layer:
     """Take a decoder layer of transformers' and the adapters in it apart."""
     attention, mlp = module.self_attn, module.mlp
     config = attention.config
-    heads = Heads(
-        config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, float(attention.scaling)
-    )
+    heads = Heads(config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads)
 
     def linear(module: nn.Module) -> Linear:
         return build_linear(module, ADAPTER)
@@ -147,4 +147,4 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
         x_TD, scale_T1 = ctx.saved_tensors
-        return ctx.norm.backward(slopes[0], x_TD, scale_T1).to(x_TD.dtype), None
+        return ctx.norm.backward(slopes[0], unit(x_TD, scale_T1), scale_T1).to(x_TD.dtype), None

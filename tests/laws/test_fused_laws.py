@@ -20,15 +20,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from evaluation.model import ModelSpec, Quantization, load_base
 from evaluation.rendering import IGNORE
 from finetune.adapter import ADAPTER_FILE
-from finetune.fused_attention import BLOCK, KEPT, group_documents
+from finetune.fused_attention import BLOCK, group_documents
 from finetune.fused_model import FusedModel, documents_of, why_plain
 from finetune.packing import pack_examples
 from finetune.recipe import Recipe
 from finetune.training_records import StepMetrics, TrainingSummary
 
 VOCABULARY = len(build_tokenizer())
-LENGTHS = [(5,), (24, 24, 24), (30, 11, 9, 2, 1), (150, 140, 100, 40), (BLOCK + 30, 70), (KEPT + 9, 3)]
-"""One document; equal ones; unequal ones; several groups; one of two blocks; one whose attention is computed anew."""
+LENGTHS = [(5,), (24, 24, 24), (30, 11, 9, 2, 1), (150, 140, 100, 40), (BLOCK + 30, BLOCK), (3 * BLOCK + 9, 3)]
+"""One document; equal ones; unequal ones; several groups; one of two blocks beside one of one; one of four."""
 
 
 def adapted(model: LlamaForCausalLM, **lora: object) -> PeftModel:
