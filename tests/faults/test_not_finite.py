@@ -116,10 +116,8 @@ def poisoned(poison: Poison) -> Iterator[None]:
             last = self.args.gradient_accumulation_steps
             if poison.into == "loss" and poison.before and poison.micro_batches == last:
                 poison.put_in = "loss"
-                handle = (
-                    self.model.get_base_model()
-                    .model.layers[0]
-                    .register_forward_hook(lambda module, given, output: output + poison.value)
+                handle = self.model.get_base_model().model.embed_tokens.register_forward_hook(
+                    lambda module, given, output: output + poison.value
                 )
                 try:
                     return plain_loss(self, model, inputs, items)

@@ -18,12 +18,14 @@ from tiny_model import write_tiny_base
 from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe, trained
 from torch import Tensor, nn
 
+import finetune.fused_model
 import finetune.training
 from evaluation.inference import pad_examples
 from evaluation.rendering import Example
 from finetune.adapter import ADAPTER_FILE, adapter_hash, build_adapter
 from finetune.batch_cutting import Batch, cut, size_of
 from finetune.errors import MachineError
+from finetune.fused_layer import Adapters, Layer, Row, compute
 from finetune.memory_fit import MemoryFit, is_out_of_memory, largest_micro_batch
 from finetune.packing import pack_examples
 from finetune.training import train
@@ -56,7 +58,10 @@ class Memory:
     ran_out: int = 0
 
     def watch(self, model: PeftModel) -> PeftModel:
-        """Let the backward pass run out between the layers: the upper one's adapter has its gradients by then."""
+        """Let the backward pass run out between the layers: the upper one's adapter has its gradients by then.
+
+        These are the layers of transformers; `compute` is for our own.
+        """
         layer = model.get_base_model().model.layers[0]
 
         def on_forward(_: nn.Module, inputs: object, output: Tensor) -> None:
@@ -66,6 +71,13 @@ class Memory:
 
         layer.register_forward_hook(on_forward)
         return model
+
+    def compute(self, layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor, *, recompute: bool) -> Tensor:
+        """Take the place of the function that computes a layer."""
+        y_TD = compute(layer, adapters, row, x_TD, recompute=recompute)
+        if not x_TD.requires_grad:
+            y_TD.register_hook(lambda gradient: self._hold(len(x_TD), recompute))
+        return y_TD
 
     def _hold(self, tokens: int, checkpoints: bool) -> None:
         self.calls += 1
@@ -81,6 +93,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> Callable[[Memory], Memory]:
 
     def limit(memory: Memory) -> Memory:
         monkeypatch.setattr(finetune.training, "build_adapter", lambda *given: memory.watch(build_adapter(*given)))
+        monkeypatch.setattr(finetune.fused_model, "compute", memory.compute)
         return memory
 
     return limit
@@ -108,12 +121,13 @@ def assert_same_but_for_rounding(one: TrainingJob, other: TrainingJob) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
+        {"training": {"tokens_per_micro_batch": 60}},
         {"adapter": {"dropout": 0.2}},
         {"adapter": {"dropout": 0.2}, "quantization": {"kind": "nf4"}},
         {"adapter": {"dropout": 0.2, "variant": "dora"}, "training": {"tokens_per_micro_batch": 60}},
         {"adapter": {"dropout": 0.2}, "training": {"batches": "packed", "gradient_checkpointing": True}},
     ],
-    ids=["lora", "qlora", "dora, accumulated", "packed, checkpointed"],
+    ids=["layers of our own", "lora", "qlora", "dora, accumulated", "packed, checkpointed"],
 )
 def test_trying_the_largest_first_changes_no_bit(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, object]
