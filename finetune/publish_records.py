@@ -58,6 +58,7 @@ def published_report(report: Report, lock: Lock) -> Report:
                 one.model_copy(update={"what": _named_by_file(one.what)}) for one in report.fingerprints
             ),
             "recipe": published_recipe(report.recipe, lock),
+            "merge": report.merge.model_copy(update={"files": {}}),  # merge.json lists them as they are published
         }
     )
 

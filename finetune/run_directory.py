@@ -133,7 +133,7 @@ class RunDirectory:
     def marker(self, stage: Stage) -> StageMarker | None:
         """Read a stage's marker; none if the stage is not finished or the marker is damaged."""
         try:
-            return StageMarker.model_validate_json(self._marker_file(stage).read_bytes())
+            return StageMarker.model_validate_json(self.marker_file(stage).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
@@ -162,7 +162,7 @@ class RunDirectory:
 
     def forget(self, stage: Stage) -> None:
         """Remove a stage's marker, and then what it wrote."""
-        self._marker_file(stage).unlink(missing_ok=True)
+        self.marker_file(stage).unlink(missing_ok=True)
         for name in OUTPUTS[stage]:
             path = self.folder / name
             if path.is_dir():
@@ -173,7 +173,7 @@ class RunDirectory:
     def finish(self, stage: Stage, inputs: dict[str, str], time: StageTime) -> None:
         """Write the marker, last of all."""
         outputs = {name: hash_of(self.folder / name) for name in OUTPUTS[stage]}
-        write_model(self._marker_file(stage), StageMarker(stage=stage, inputs=inputs, outputs=outputs, time=time))
+        write_model(self.marker_file(stage), StageMarker(stage=stage, inputs=inputs, outputs=outputs, time=time))
 
     def output_hash(self, stage: Stage) -> str:
         """Return one hash of all outputs of a finished stage."""
@@ -211,22 +211,11 @@ class RunDirectory:
                 sweep_staging(parent)
             yield
 
-    def _marker_file(self, stage: Stage) -> Path:
+    def marker_file(self, stage: Stage) -> Path:
+        """Name the file of a stage's marker."""
         return self.folder / "stages" / f"{stage}.json"
 
 
 def hash_of(path: Path) -> str:
     """Hash a file, or a folder with everything in it."""
     return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
-
-
-def model_folder(named: Path) -> Path:
-    """Return the merged model of a run, or the model folder itself.
-
-    Raises:
-        DataError: it is neither.
-    """
-    folder = named / "merged" if (named / "merged" / "config.json").exists() else named
-    if not (folder / "config.json").exists():
-        raise DataError("no model in this folder", where=str(named), hint="name a run that was merged, or a model")
-    return folder

@@ -20,6 +20,7 @@ from finetune.console import Reporter
 from finetune.contenders import trained_spec
 from finetune.errors import DataError, TaskError, nearest
 from finetune.machine import computes_bfloat16, settle_dtypes
+from finetune.merged_files import check_merged_files
 from finetune.merging_shards import check_fits
 from finetune.peft_config import CONFIG_FILE, load_peft_config
 from finetune.peft_weights import open_peft_folder
@@ -133,8 +134,9 @@ def _voices_of_run(wanted: Wanted, run: RunDirectory, cache: Path, reporter: Rep
     if wanted.merged and wanted.adapters:
         raise DataError("a merged model takes no adapter", where=wanted.named, hint="leave out --merged or --adapter")
     if wanted.merged:
-        if not (run.merged / "config.json").is_file():
+        if not run.merged.is_dir():
             raise DataError("this run is not merged yet", where=wanted.named, hint=f"finetune merge {run.recipe}")
+        check_merged_files(run.merged)
         return (Voice("merged", load_language_model(ModelSpec(run.merged, dtype=recipe.merge.dtype))),)
     if not (run.adapter / CONFIG_FILE).is_file():
         raise DataError("this run is not trained yet", where=wanted.named, hint="finish it with `finetune run`")
