@@ -28,7 +28,7 @@ from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
-from finetune.run_lock import find_run_base, load_lock
+from finetune.run_lock import check_trained_base, find_run_base, load_lock
 
 BASE = "base"
 """Name of the base under its adapters."""
@@ -108,6 +108,7 @@ def check_adapter_of(folder: Path, base: Path) -> None:
     adapter = open_peft_folder(folder)
     check_fits(open_base(base), adapter)
     check_published_base(folder, base)
+    check_trained_base(folder, base)
 
 
 def named_adapter(text: str) -> tuple[str, Path]:
