@@ -25,6 +25,7 @@ class _Proven(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    merged_sha256: str
     files: dict[str, str] = {}
 
 

@@ -72,6 +72,9 @@ def check_finished(run: RunDirectory) -> None:
             raise DataError(f"the stage {name!r} of this run is not finished", where=str(run.folder), hint=again)
         if why := run.why_stale(name, marker.inputs):
             raise DataError(f"the stage {name!r} is not as it was finished: {why}", where=str(run.folder), hint=again)
+    reported = run.marker("report")
+    if reported is not None and reported.inputs.get("scores") != run.output_hash("evaluate"):
+        raise DataError("stages/report.json speaks of other scores", where=str(run.folder), hint=again)
 
 
 def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:
