@@ -121,7 +121,7 @@ def _below(damage: Damage) -> Damage:
 def test_a_proof_that_was_changed_with_its_model_is_told_by_the_marker(proven: RunDirectory) -> None:
     (proven.merged / "config.json").write_text("changed")
     files = {name: sha for name, sha in hashes_of_folder(proven.merged).items() if name != MERGE_FILE}
-    (proven.merged / MERGE_FILE).write_text(f'{{"files": {_json(files)}}}')
+    (proven.merged / MERGE_FILE).write_text(f'{{"merged_sha256": "", "files": {_json(files)}}}')
     with pytest.raises(DataError, match=r"merge\.json was changed"):
         check_merged_files(proven.merged)
     proven.marker_file("merge").write_text("{")
