@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,18 @@ def sha256_of_json(value: JsonValue) -> str:
 
 def sha256_of_folder(folder: Path) -> str:
     """Hash the names and contents of all files below a folder, as 64 hex digits; the folder's own name is left out."""
+    return sha256_of_hashes(hashes_of_folder(folder))
+
+
+def hashes_of_folder(folder: Path) -> dict[str, str]:
+    """Hash every file below a folder: path relative to it, with /, → 64 hex digits; in order of the paths."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sha256_of_json([[name, sha256_of_file(folder / name)] for name in names])
+    return {name: sha256_of_file(folder / name) for name in names}
+
+
+def sha256_of_hashes(hashes: Mapping[str, str]) -> str:
+    """Return the hash of a folder whose files have these hashes."""
+    return sha256_of_json([[name, hashes[name]] for name in sorted(hashes)])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-SECONDS = 1.0
+SECONDS = 0.5
 """Processor time of one rendering."""
 LONGEST_TEXT = 10**7
 """Characters of a rendered conversation, and of any text on the way to it."""
@@ -53,7 +53,7 @@ class Meter:
         if self._ticks < 0:
             self._ticks = _TICKS
             if time.thread_time() > self._until:
-                raise TemplateExceedsError(f"it runs for more than {SECONDS:g} second")
+                raise TemplateExceedsError(f"it runs for more than {SECONDS:g} seconds")
 
     def passed(self, value: Value, characters: int = 0) -> Value:
         """Count one operation, and return its result."""

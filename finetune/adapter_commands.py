@@ -27,7 +27,7 @@ from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
-from finetune.run_lock import find_run_base, load_lock
+from finetune.run_lock import check_trained_base, find_run_base, load_lock
 
 SHOWN_MODULES = 12
 """Modules that a table names; the rest is summed up."""
@@ -190,7 +190,7 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
     """Find the base of an adapter: as named, as its run was made from it, or as its own settings name it.
 
     Raises:
-        DataError: nobody names it, the run's is another one now, or the adapter was published for another.
+        DataError: nobody names it, the run's is another one now, or the adapter was trained or published for another.
     """
     run = RunDirectory(adapter.folder.parent)
     if named is None and run.recipe.exists() and run.lock_file.exists():
@@ -204,4 +204,5 @@ def find_base(adapter: PeftFolder, named: str | None, cache: Path, reporter: Rep
     revision = adapter.config.revision if named is None else None
     found = resolve_base(Base(model=name, revision=revision), cache, reporter.say).folder
     check_published_base(adapter.folder, found)
+    check_trained_base(adapter.folder, found)
     return open_base(found)

@@ -11,15 +11,13 @@ import shutil
 from pathlib import Path
 
 from evaluation.files import sha256_of_file, sha256_of_json, staged_folder
+from finetune.base_hashes import FileHashes, is_of_base
 from finetune.cache import locked, templated_entry
 from finetune.chat_templates import require_control_tokens, special_tokens_of
 from finetune.errors import DataError
 
 _TEMPLATE_FILE = "chat_template.jinja"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-
-FileHashes = tuple[tuple[str, str], ...]
-"""Names of the files that a base consists of, with the hash of each."""
 
 
 def with_chat_template(
@@ -56,6 +54,9 @@ def _fill(folder: Path, base: Path, files: FileHashes, template: str) -> None:
 def _is_whole(entry: Path, base: Path, files: FileHashes, template: str) -> bool:
     """Tell whether an entry holds what it is named by: a link to the base's file, or a copy with the same hash."""
     hashes = dict(files)
+    made = {*_linked_names(files), _TEMPLATE_FILE} | ({_TOKENIZER_CONFIG} & hashes.keys())
+    if not entry.is_dir() or {path.name for path in entry.iterdir() if is_of_base(path.name)} != made:
+        return False
     for name in _linked_names(files):
         path = entry / name
         if not path.is_file():

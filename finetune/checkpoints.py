@@ -63,6 +63,8 @@ class Progress(Record):
     devices: int
     seconds: float
     """Of training, over all its parts."""
+    peak_memory_bytes: int = 0
+    """Largest resident memory of a process of this stage so far, over all its parts."""
     memory: MemorySetting
     """What training has settled on for want of memory."""
     validation_losses: dict[int, float]

@@ -23,6 +23,7 @@ from finetune.export_cli import export, export_adapter, launch_line
 from finetune.publish_cli import publish
 from finetune.push_cli import pull, push, verify
 from finetune.repeat_cli import diff, rerun
+from finetune.signals import NOTHING_BY_HALVES, Interrupted, Signals
 from finetune.talk_cli import chat, serve
 
 if TYPE_CHECKING:
@@ -287,19 +288,16 @@ def _load(
 def _run(loaded: LoadedRecipe, out: Path | None, cache: Path | None, until: Stage) -> None:
     from finetune.cache import default_cache
     from finetune.console import Reporter
-    from finetune.signals import GO_ON, Interrupted, Signals
 
     signals = Signals()
-    try:
-        with signals.listening():
-            # Importing takes a second or two, and is heard out of as well.
-            from finetune.pipeline import run_recipe
+    with signals.listening():
+        # Importing takes a second or two, and is heard out of as well.
+        from finetune.pipeline import run_recipe
 
+        try:
             run_recipe(loaded, _folder(loaded, out), cache or default_cache(), Reporter(), until, signals)
-    except Interrupted as interrupted:
-        _fail(interrupted.what, interrupted.exit_code)
-    except KeyboardInterrupt:
-        _fail(GO_ON, 128 + signal.SIGINT)
+        except KeyboardInterrupt as interrupt:  # a library's own: typer would say that it aborted
+            raise Interrupted(signal.SIGINT) from interrupt
 
 
 def _forget_training(recipe: str, settings: list[str] | None, out: Path | None) -> None:
@@ -319,9 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; problems of the user end in one screen and their own exit code."""
     quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    hearing = nullcontext() if _hears_itself(given) else Signals(NOTHING_BY_HALVES).listening()
     try:
-        with network_refused() if OFFLINE in given else nullcontext():
+        with hearing, network_refused() if OFFLINE in given else nullcontext():
             app(args=[argument for argument in given if argument not in (TRACEBACK, OFFLINE)], prog_name="finetune")
+    except Interrupted as interrupted:
+        _fail(interrupted.what, interrupted.exit_code)
     except UserError as error:
         if TRACEBACK in given:
             raise
@@ -339,6 +340,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             hint = "lower training.tokens_per_micro_batch, add `quantization:`, or use a larger machine"
             _fail(f"memory ran out\n  → {hint}", MachineError.exit_code)
         _fail(f"a fault of the program: {type(error).__name__}: {error}\n  → {TRACEBACK} shows where", EXIT_BROKEN)
+
+
+def _hears_itself(given: Sequence[str]) -> bool:
+    """Say whether a command has a use of its own for Ctrl-C: it stops an answer of a chat, and ends a server."""
+    return next((argument for argument in given if not argument.startswith("-")), "") in ("chat", "serve")
 
 
 def _fail(text: str, status: int) -> NoReturn:

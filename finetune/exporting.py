@@ -26,8 +26,8 @@ from finetune.gguf_names import read_shape
 from finetune.llama_cpp import has_llama_cpp, require_llama_cpp
 from finetune.llama_cpp_check import Files, LlamaCppProof, prove_with_llama_cpp
 from finetune.merge_records import DoorProof
+from finetune.merged_files import model_folder
 from finetune.modelfile import build_modelfile
-from finetune.run_directory import model_folder
 
 LARGEST_KL = {"f32": 1e-6, "f16": 1e-3, "bf16": 1e-2, "q8_0": 0.05, "q4_1": 3.0, "q4_0": 3.0}
 """Mean KL divergence of the answers read back from the model's, in nats.

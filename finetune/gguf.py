@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from evaluation.files import staged_folder
+from finetune.base_hashes import VOUCHER, hash_base_files, is_vouched_for, vouch_for
 from finetune.cache import CONVERTER_VERSION, gguf_entry, locked
 from finetune.disk_space import SMALL_FILES, require_space
 from finetune.errors import DataError
@@ -39,7 +40,7 @@ def convert_gguf(file: Path, content_sha256: str, cache: Path, announce: Callabl
     """
     entry = gguf_entry(cache, f"{content_sha256}-v{CONVERTER_VERSION}")
     with locked(entry):
-        if entry.is_dir():
+        if entry.is_dir() and is_vouched_for(entry / VOUCHER, entry.name, hash_base_files(entry)):
             return entry
         check_gguf_header(file)
         announce(f"converting {file.name} to safetensors (once; kept in the cache)")
@@ -50,6 +51,7 @@ def convert_gguf(file: Path, content_sha256: str, cache: Path, announce: Callabl
             tokenizer.save_pretrained(staging)
             for name, keys in _LOCAL_KEYS.items():
                 _drop_keys(staging / name, keys)
+            vouch_for(staging / VOUCHER, entry.name, hash_base_files(staging))
     return entry
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -31,9 +31,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from evaluation.files import sha256_of_json, staged_folder
-from finetune.cache import hub_folder, locked
+from evaluation.files import hashes_of_folder, sha256_of_json, staged_folder
+from finetune.base_hashes import FileHashes, hash_base_files, is_vouched_for, vouch_for
+from finetune.cache import fetched_voucher, hub_folder, locked
 from finetune.errors import DataError, MachineError
+from finetune.hub_cache import forget_links
 from finetune.weight_files import refuse_pickled_weights
 
 Kind = Literal["model", "dataset"]
@@ -74,21 +76,26 @@ def resolve_revision(repo: str, revision: str | None, kind: Kind, *, endpoint: s
     return commit
 
 
-def fetch_model(repo: str, commit: str, cache: Path, *, endpoint: str | None = None) -> Path:
-    """Return the folder of a model at a commit, downloaded unless the cache has it.
+def fetch_model(repo: str, commit: str, cache: Path, *, endpoint: str | None = None) -> tuple[Path, FileHashes]:
+    """Return the folder of a model at a commit and the hashes of its files; fetched unless the cache has it whole.
 
     Raises:
         DataError: there is no such model, or its weights are pickled only.
         MachineError: the hub cannot be reached, or does not let this user in.
     """
-    pin = _Pin(repo, commit, "model", endpoint)
-    try:
-        return _snapshot(pin, cache, MODEL_FILES, offline=True)
-    except LocalEntryNotFoundError:
-        pass  # the first fetch
-    with _explained(repo, str(pin)):
-        refuse_pickled_weights(_list_files(pin), where=str(pin))
-        return _snapshot(pin, cache, MODEL_FILES, offline=False)
+    pin, key = _Pin(repo, commit, "model", endpoint), sha256_of_json(["model", repo, commit])
+    voucher = fetched_voucher(cache, key)
+    if whole := _whole_model(pin, cache, voucher, key):
+        return whole
+    with locked(voucher):
+        if whole := _whole_model(pin, cache, voucher, key):
+            return whole  # another process has fetched it meanwhile
+        with _explained(repo, str(pin)):
+            refuse_pickled_weights(_list_files(pin), where=str(pin))
+            folder = _fetch(pin, cache, MODEL_FILES)
+        files = hash_base_files(folder)
+        vouch_for(voucher, key, files)
+    return folder, files
 
 
 def fetch_dataset_files(repo: str, commit: str, split: str, cache: Path, *, endpoint: str | None = None) -> Path:
@@ -98,18 +105,19 @@ def fetch_dataset_files(repo: str, commit: str, split: str, cache: Path, *, endp
         DataError: there is no such data set, or its files do not say which of them are this split.
         MachineError: the hub cannot be reached, or does not let this user in.
     """
-    pin = _Pin(repo, commit, "dataset", endpoint)
-    folder = cache / "datasets" / sha256_of_json([repo, commit, split])
+    pin, key = _Pin(repo, commit, "dataset", endpoint), sha256_of_json([repo, commit, split])
+    folder, voucher = cache / "datasets" / key, fetched_voucher(cache, key)
     with locked(folder):
-        if folder.is_dir() and all(path.exists() for path in folder.rglob("*")):
+        if folder.is_dir() and is_vouched_for(voucher, key, tuple(hashes_of_folder(folder).items())):
             return folder
         with _explained(repo, str(pin)):
             chosen = choose_split_files(_list_files(pin), split, where=str(pin))
-            snapshot = _snapshot(pin, cache, chosen, offline=False)
+            snapshot = _fetch(pin, cache, chosen)
         with staged_folder(folder) as staging:
             for name in chosen:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 (staging / name).symlink_to((snapshot / name).resolve())
+        vouch_for(voucher, key, tuple(hashes_of_folder(folder).items()))
     return folder
 
 
@@ -132,6 +140,13 @@ def cached_model(repo: str, commit: str, cache: Path) -> Path | None:
         return _snapshot(_Pin(repo, commit, "model", None), cache, MODEL_FILES, offline=True)
     except LocalEntryNotFoundError:
         return None
+
+
+def _whole_model(pin: _Pin, cache: Path, voucher: Path, key: str) -> tuple[Path, FileHashes] | None:
+    if not voucher.is_file() or (folder := cached_model(pin.repo, pin.commit, cache)) is None:
+        return None
+    files = hash_base_files(folder)
+    return (folder, files) if is_vouched_for(voucher, key, files) else None
 
 
 def choose_split_files(names: Sequence[str], split: str, where: str) -> list[str]:
@@ -160,6 +175,13 @@ def _list_files(pin: _Pin) -> list[str]:
     ask = api.model_info if pin.kind == "model" else api.dataset_info
     info = ask(pin.repo, revision=pin.commit)
     return [sibling.rfilename for sibling in info.siblings or ()]
+
+
+def _fetch(pin: _Pin, cache: Path, patterns: Sequence[str]) -> Path:
+    """Fetch what is missing of a snapshot, and what is there and damaged; the hub answers, so nothing is lost by it."""
+    with suppress(LocalEntryNotFoundError):
+        forget_links(_snapshot(pin, cache, patterns, offline=True))
+    return _snapshot(pin, cache, patterns, offline=False)
 
 
 def _snapshot(pin: _Pin, cache: Path, patterns: Sequence[str], *, offline: bool) -> Path:

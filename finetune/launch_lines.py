@@ -18,6 +18,7 @@ from finetune.base_files import open_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.exporting_adapter import adapter_folder
+from finetune.merged_files import check_merged_files
 from finetune.merging_shards import check_fits
 from finetune.merging_tokenizer import stated_stops, trained_stops
 from finetune.peft_config import CONFIG_FILE
@@ -148,6 +149,7 @@ def _limits_of_sglang(adapter: PeftFolder) -> Iterator[tuple[str, str]]:
 
 
 def _model_folder(named: Path, merged: bool) -> Path:
-    folder = named / "merged" if merged or (named / "merged" / "config.json").exists() else named
+    folder = named / "merged" if merged or (named / "merged").is_dir() else named
+    check_merged_files(folder)
     open_base(folder)
     return folder

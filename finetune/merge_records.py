@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from finetune.records import Record
 
 
@@ -71,4 +73,7 @@ class MergeProof(Record):
     """Ways in that were compared; a merge without them is not published."""
     greedy: GreedyProof | None = None
     merged_sha256: str
+    """Of the folder's files without this one, as they were proven."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """The folder's other files → hash; none in proofs from before they were written down."""
     seconds: float

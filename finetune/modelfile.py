@@ -202,6 +202,8 @@ def build_modelfile(renderer: Renderer, load: tuple[str, ...], context: int, com
         DataError: Ollama cannot say the model's chat template, and why.
     """
     template = build_go_template(renderer)
+    if any(not line.isprintable() for line in load):
+        raise DataError("a Modelfile cannot hold the name of the file", where=load[0], hint="name it in letters: --out")
     lines = [f"# {line}" for line in comment.splitlines()]
     if template.trims:
         lines.append(

@@ -13,7 +13,13 @@ from pydantic import BaseModel
 from evaluation.files import sha256_of_json, write_model, write_text
 from evaluation.task_file import load_task
 from finetune.bases import ResolvedBase, resolve_base
-from finetune.checkpoints import MadeFrom, checkpoint_to_go_on_from, discard_checkpoints, discard_finished
+from finetune.checkpoints import (
+    MadeFrom,
+    checkpoint_to_go_on_from,
+    discard_checkpoints,
+    discard_finished,
+    read_progress,
+)
 from finetune.console import Reporter
 from finetune.disk_faults import TellingDiskFaults
 from finetune.disk_space import Sizes, bytes_for, require_space
@@ -118,11 +124,12 @@ def _run_stage(run: Run, stage: Stage) -> None:
     run.reporter.say(f"{stage}: {stale}")
     require_space(run.directory.folder, bytes_for(stage, run.sizes), stage, run.cache)
     began = time.perf_counter()
-    _WORK[stage](run)
+    earlier = _WORK[stage](run) or StageTime(stage=stage, seconds=0.0, peak_memory_bytes=0)
     _write_down(run)
-    seconds = time.perf_counter() - began
+    seconds = earlier.seconds + time.perf_counter() - began
+    peak = max(earlier.peak_memory_bytes, peak_memory_bytes())
     run.directory.remove_outdated(stage)
-    run.directory.finish(stage, inputs, StageTime(stage=stage, seconds=seconds, peak_memory_bytes=peak_memory_bytes()))
+    run.directory.finish(stage, inputs, StageTime(stage=stage, seconds=seconds, peak_memory_bytes=peak))
     if stage == "train":
         discard_checkpoints(run.directory)
     run.reporter.say(f"{stage}: done in {seconds:.0f} s")
@@ -182,7 +189,8 @@ def _prepare(run: Run) -> None:
     prepare(run.recipe, run.directory, run.base.folder, run.cache, run.reporter)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run) -> StageTime | None:
+    """Train, and return what the parts took that were interrupted: their steps, up to the checkpoint they left."""
     from finetune.launch import count_devices, launch_training
     from finetune.training_job import TrainingJob
     from finetune.upstream_contracts import check_contracts
@@ -192,6 +200,9 @@ def _train(run: Run) -> None:
     name, revision = run.base.published
     devices = count_devices(run.recipe.training.devices)
     made_from = MadeFrom(decisive=_inputs(run, "train"), origins=_inputs(run, "prepare") | versions())
+    checkpoint = checkpoint_to_go_on_from(run.directory, made_from, devices, run.reporter.say)
+    # Read before training, which replaces it.
+    earlier = read_progress(checkpoint) if checkpoint is not None else None
     job = TrainingJob(
         recipe=run.recipe,
         run_folder=run.directory.folder,
@@ -200,9 +211,12 @@ def _train(run: Run) -> None:
         base_revision=revision,
         devices=devices,
         made_from=made_from,
-        checkpoint=checkpoint_to_go_on_from(run.directory, made_from, devices, run.reporter.say),
+        checkpoint=checkpoint,
     )
     launch_training(job, run.reporter, run.signals)
+    if earlier is None:
+        return None
+    return StageTime(stage="train", seconds=earlier.seconds, peak_memory_bytes=earlier.peak_memory_bytes)
 
 
 def _merge(run: Run) -> None:
@@ -225,7 +239,7 @@ def _report(run: Run) -> None:
     run.reporter.say(f"  {report_run(run.recipe, run.directory, run.command)}")
 
 
-_WORK: dict[Stage, Callable[[Run], None]] = {
+_WORK: dict[Stage, Callable[[Run], StageTime | None]] = {
     "prepare": _prepare,
     "train": _train,
     "merge": _merge,

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from evaluation.files import sha256_of_file, sha256_of_json
+from evaluation.files import sha256_of_file, sha256_of_json, write_model
+from finetune.base_hashes import is_of_base
+from finetune.merge_records import MergeProof
+from finetune.merged_files import MERGE_FILE
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import ADAPTER_FILE
 from finetune.publish_manifest import PublishedBase
 from finetune.run_directory import RunDirectory
 
-MERGE_FILE = "merge.json"
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "tokenizer.model",
@@ -55,9 +57,12 @@ def write_adapter_part(run: RunDirectory, folder: Path, base: PublishedBase) -> 
 
 
 def write_merged_part(run: RunDirectory, folder: Path) -> None:
-    """Write the merged model with its tokenizer and proof; weights as they were proven, byte for byte."""
+    """Write the merged model and its tokenizer, weights byte for byte; its proof lists the files as they are here."""
     folder.mkdir(exist_ok=True)
     copy_cleaned(run.merged, folder, (*MODEL_FILES, *TOKENIZER_FILES))
+    proof = MergeProof.model_validate_json((run.merged / MERGE_FILE).read_bytes())
+    files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir()) if is_of_base(path.name)}
+    write_model(folder / MERGE_FILE, proof.model_copy(update={"files": files}))
 
 
 def copy_cleaned(source: Path, folder: Path, patterns: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,6 +59,7 @@ def published_report(report: Report, lock: Lock) -> Report:
                 one.model_copy(update={"what": _named_by_file(one.what)}) for one in report.fingerprints
             ),
             "recipe": published_recipe(report.recipe, lock),
+            "merge": report.merge.model_copy(update={"files": {}}),  # merge.json lists them as they are published
         }
     )
 
@@ -104,6 +106,11 @@ def write_records(folder: Path, report: Report, lock: Lock) -> None:
 
 def published_scores(report: Report) -> tuple[PublishedScore, ...]:
     """List every finite figure of every contender on every task."""
+    return scores_of(report.tasks)
+
+
+def scores_of(tasks: Sequence[TaskReport]) -> tuple[PublishedScore, ...]:
+    """List every finite figure of every contender on some tasks."""
     return tuple(
         PublishedScore(
             task=task.name,
@@ -114,7 +121,7 @@ def published_scores(report: Report) -> tuple[PublishedScore, ...]:
             high=estimate.high,
             samples=estimate.n,
         )
-        for task in report.tasks
+        for task in tasks
         for row in task.contenders
         for metric, estimate in row.metrics.items()
         if all(math.isfinite(figure) for figure in (estimate.value, estimate.low, estimate.high))

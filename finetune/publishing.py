@@ -13,10 +13,11 @@ from finetune.disk_space import SMALL_FILES, folder_size, require_space
 from finetune.errors import DataError, ProofFailed
 from finetune.licences import Decision, base_input, data_inputs, work_out
 from finetune.merge_records import MergeProof
+from finetune.merged_files import MERGE_FILE, check_merged_files
 from finetune.peft_weights import ADAPTER_FILE
 from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part
-from finetune.publish_parts import MERGE_FILE, hash_without_proof
+from finetune.publish_parts import hash_without_proof
 from finetune.publish_private import describe_private
 from finetune.publish_records import base_name, published_report, shown_source
 from finetune.publish_rows import public_labels
@@ -62,6 +63,8 @@ def check_finished(run: RunDirectory) -> None:
     Raises:
         DataError: names the stage.
     """
+    if run.marker_file("merge").exists() and run.merged.is_dir():
+        check_merged_files(run.merged)  # names the file, where the marker knows the whole alone
     for name in STAGES:
         marker = run.marker(name)
         again = f"finish it: finetune run {run.recipe} --out {run.folder}" if run.recipe.exists() else ""
@@ -69,6 +72,9 @@ def check_finished(run: RunDirectory) -> None:
             raise DataError(f"the stage {name!r} of this run is not finished", where=str(run.folder), hint=again)
         if why := run.why_stale(name, marker.inputs):
             raise DataError(f"the stage {name!r} is not as it was finished: {why}", where=str(run.folder), hint=again)
+    reported = run.marker("report")
+    if reported is not None and reported.inputs.get("scores") != run.output_hash("evaluate"):
+        raise DataError("stages/report.json speaks of other scores", where=str(run.folder), hint=again)
 
 
 def check_proofs(run: RunDirectory, parts: tuple[Part, ...]) -> None:

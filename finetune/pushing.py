@@ -10,6 +10,7 @@ from finetune.cache import default_cache
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.publish_check import CheckJob, CheckResult, check_in_fresh_process
+from finetune.publish_claims import check_claims
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, check_files, load_manifest, names_repository
 from finetune.push_targets import FolderTarget, HubTarget, Target, UrlTarget, is_safe_name, parse_target
 
@@ -36,6 +37,7 @@ def push(
     where = parse_target(target)
     manifest = load_manifest(folder)
     check_files(folder, manifest)
+    check_claims(folder, manifest)
     _refuse_unsafe(folder, manifest)
     if isinstance(where, HubTarget) and not names_repository(manifest.name, where.repo):
         # Licences ask for names, and the card says how to load it: both were settled for the name that was staged.

@@ -22,11 +22,11 @@ from finetune.door_conversations import door_conversations
 from finetune.doors import ANSWER, as_the_base_speaks, compare_tokenizers
 from finetune.errors import DataError, ProofFailed
 from finetune.merge_records import DoorProof, MergeProof
+from finetune.merged_files import MERGE_FILE, model_folder
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
 from finetune.merging_tokenizer import copy_tokenizer, stated_stops
-from finetune.run_directory import model_folder
 
-PROOF_FILE, MERGE_FILE = "export.json", "merge.json"
+PROOF_FILE = "export.json"
 CONVERSATIONS = 32
 """Conversations that become the same tokens; the predictions of the first of them are compared."""
 

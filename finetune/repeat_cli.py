@@ -27,6 +27,7 @@ def rerun(
     from finetune.rerunning import Rerun
     from finetune.rerunning import rerun as repeat
     from finetune.run_directory import RunDirectory
+    from finetune.signals import Signals
 
     folder = run.resolve()
     asked = Rerun(
@@ -36,7 +37,11 @@ def rerun(
         locked=locked,
         other_machine=other_machine,
     )
-    repeat(asked, Reporter())
+    again = RunDirectory(asked.out)
+    what = f"interrupted; what is finished is kept: finetune run {again.recipe} --out {asked.out} goes on from there"
+    signals = Signals(what)
+    with signals.listening():
+        repeat(asked, Reporter(), signals)
 
 
 def diff(

@@ -42,6 +42,14 @@ def plain(text: str) -> str:
     return _ACTIVE.sub(r"\\\1", " ".join(legible(text, SHOWN_TEXT).split()))
 
 
+def coded(text: str) -> str:
+    """Return text as code within a line, between more backticks than it has in a row."""
+    line = " ".join(legible(text, SHOWN_TEXT).split())
+    ticks = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{space}{line}{space}{ticks}"
+
+
 def fenced(text: str) -> str:
     """Return text in a fence that is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)

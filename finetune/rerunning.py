@@ -21,6 +21,7 @@ from finetune.rows import resolve_source
 from finetune.run_directory import STAGES, RunDirectory, Stage
 from finetune.run_lock import Lock, LockedInputs, LockedMachine, load_lock
 from finetune.run_locking import lock_inputs, lock_machine, recipe_hash
+from finetune.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class Change:
         return f"{self.what}: {self.was} → {self.here}"
 
 
-def rerun(asked: Rerun, reporter: Reporter) -> Repetition:
+def rerun(asked: Rerun, reporter: Reporter, signals: Signals | None = None) -> Repetition:
     """Run the recipe of a run once more in a new folder, as far as the run has got, and compare.
 
     Raises:
         DataError: the run is damaged, its lock too old, the folder in use, or something that goes in is not as locked.
         MachineError: machine or packages are others, and nobody said to go on.
         NotRepeated: something came out otherwise.
+        Interrupted: a signal was heard.
     """
     until = _last_finished(asked.run)
     lock, recipe = _load(asked.run)
@@ -72,7 +74,7 @@ def rerun(asked: Rerun, reporter: Reporter) -> Repetition:
         raise MachineError(what, where=str(asked.run.folder), hint="--other-machine goes on and says what it changed")
     # The new run is pinned by the lock as well: a branch of the hub that has moved since does not matter.
     write_model(RunDirectory(asked.out).lock_file, lock)
-    again = run_recipe(load_recipe(str(asked.run.recipe)), asked.out, asked.cache, reporter, until)
+    again = run_recipe(load_recipe(str(asked.run.recipe)), asked.out, asked.cache, reporter, until, signals)
     found = compare_outcomes(asked.run, again)
     _judge(found, asked, reporter)
     return found

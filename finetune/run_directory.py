@@ -57,6 +57,8 @@ class StageMarker(BaseModel):
     outputs: dict[str, str]
     """Name of an output → hash."""
     time: StageTime
+    records: dict[str, str] = {}
+    """Of the last stage: what else a finished run consists of → hash; the other markers are among it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class RunDirectory:
     def marker(self, stage: Stage) -> StageMarker | None:
         """Read a stage's marker; none if the stage is not finished or the marker is damaged."""
         try:
-            return StageMarker.model_validate_json(self._marker_file(stage).read_bytes())
+            return StageMarker.model_validate_json(self.marker_file(stage).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
@@ -150,7 +152,22 @@ class RunDirectory:
         for name, sha256 in marker.outputs.items():
             if not (self.folder / name).exists() or hash_of(self.folder / name) != sha256:
                 return f"{name} is missing or was changed"
+        if stage == STAGES[-1]:
+            return self._changed_record(marker)
         return None
+
+    def _changed_record(self, marker: StageMarker) -> str | None:
+        """Say which record of a run is another than when its last stage was finished; none where all are as then."""
+        found = self._records()
+        for name in sorted({*marker.records, *found}):
+            if found.get(name) != marker.records.get(name):
+                return f"{name} is missing or was changed"
+        return None
+
+    def _records(self) -> dict[str, str]:
+        """Hash what of a run is no stage's output: the recipe as it was run, its lock, the machine, the markers."""
+        files = [self.recipe, self.lock_file, self.environment, *map(self.marker_file, STAGES[:-1])]
+        return {file.relative_to(self.folder).as_posix(): hash_of(file) for file in files if file.is_file()}
 
     def remove_outdated(self, stage: Stage) -> None:
         """Remove what speaks of the outputs that this stage has just replaced.
@@ -162,7 +179,7 @@ class RunDirectory:
 
     def forget(self, stage: Stage) -> None:
         """Remove a stage's marker, and then what it wrote."""
-        self._marker_file(stage).unlink(missing_ok=True)
+        self.marker_file(stage).unlink(missing_ok=True)
         for name in OUTPUTS[stage]:
             path = self.folder / name
             if path.is_dir():
@@ -173,7 +190,9 @@ class RunDirectory:
     def finish(self, stage: Stage, inputs: dict[str, str], time: StageTime) -> None:
         """Write the marker, last of all."""
         outputs = {name: hash_of(self.folder / name) for name in OUTPUTS[stage]}
-        write_model(self._marker_file(stage), StageMarker(stage=stage, inputs=inputs, outputs=outputs, time=time))
+        records = self._records() if stage == STAGES[-1] else {}
+        marker = StageMarker(stage=stage, inputs=inputs, outputs=outputs, time=time, records=records)
+        write_model(self.marker_file(stage), marker)
 
     def output_hash(self, stage: Stage) -> str:
         """Return one hash of all outputs of a finished stage."""
@@ -211,22 +230,11 @@ class RunDirectory:
                 sweep_staging(parent)
             yield
 
-    def _marker_file(self, stage: Stage) -> Path:
+    def marker_file(self, stage: Stage) -> Path:
+        """Name the file of a stage's marker."""
         return self.folder / "stages" / f"{stage}.json"
 
 
 def hash_of(path: Path) -> str:
     """Hash a file, or a folder with everything in it."""
     return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
-
-
-def model_folder(named: Path) -> Path:
-    """Return the merged model of a run, or the model folder itself.
-
-    Raises:
-        DataError: it is neither.
-    """
-    folder = named / "merged" if (named / "merged" / "config.json").exists() else named
-    if not (folder / "config.json").exists():
-        raise DataError("no model in this folder", where=str(named), hint="name a run that was merged, or a model")
-    return folder

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from finetune.base_hashes import hash_base_files, hash_of_files
 from finetune.bases import ResolvedBase, resolve_base
 from finetune.errors import DataError
 from finetune.recipe import Base
 from finetune.run_directory import RunDirectory
+
+_TEMPLATED = ("chat_template.", "tokenizer_config.json")
+"""How the files of a base begin that hold its chat template."""
 
 
 class _Locked(BaseModel):
@@ -102,6 +106,28 @@ def load_lock(run: RunDirectory) -> Lock:
         raise DataError(
             "the run's lock is damaged", where=str(run.lock_file), hint="remove it and run the recipe again"
         ) from error
+
+
+def check_trained_base(adapter: Path, base: Path) -> None:
+    """Check that a base is the one that a run's adapter was trained on; of an adapter without a run nothing is known.
+
+    Its chat template may be another one: a run may have put one in place of the base's own.
+
+    Raises:
+        DataError: it is another one, or the run's lock is damaged.
+    """
+    run = RunDirectory(adapter.parent)
+    if adapter.name != run.adapter.name or not run.lock_file.is_file():
+        return
+    lock, found = load_lock(run), dict(hash_base_files(base))
+    if hash_of_files(found.items()) == lock.base_sha256:
+        return
+    trained = lock.inputs.base_files if lock.inputs else {}
+    decisive = [name for name in sorted({*found, *trained}) if not name.startswith(_TEMPLATED)]
+    other = [name for name in decisive if found.get(name) != trained.get(name)]
+    if other:
+        what = f"it was trained on {lock.base} with the sha256 {lock.base_sha256}, and this base has another {other[0]}"
+        raise DataError(what, where=str(adapter), hint=f"name the folder of {lock.base}")
 
 
 def find_run_base(base: Base, lock: Lock, cache: Path, announce: Callable[[str], None]) -> ResolvedBase:

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,10 +20,12 @@ from evaluation.conversation import Conversation, Message
 from evaluation.files import sha256_of_file, sha256_of_folder, sha256_of_json, staged_folder
 from evaluation.rendering import Renderer
 from evaluation.tokenizer import load_tokenizer
-from finetune.bases import HASHED_FILES, check_model_folder, resolve_base
+from finetune.base_hashes import is_of_base
+from finetune.bases import check_model_folder, resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
 from finetune.exporting import ExportProof
+from finetune.merged_files import check_merged_files
 from finetune.merging_tokenizer import SETTINGS_FILE
 from finetune.peft_config import CONFIG_FILE
 from finetune.recipe import Base
@@ -106,11 +107,12 @@ def find_served(asked: Asked, cache: Path, reporter: Reporter) -> ServedModel:
     if adapters:
         base = find_run_base(recipe.base, load_lock(run), cache, reporter.say)
         return _with_adapters(ServedModel("base", base.folder, None, ((recipe.name, run.adapter), *adapters)))
-    if not (run.merged / "config.json").is_file():
+    if not run.merged.is_dir():
         hint = f"finetune merge {run.recipe} --out {run.folder}"
         raise DataError(
             "this run is not merged yet, and a merged model is what is served", where=asked.named, hint=hint
         )
+    check_merged_files(run.merged)
     check_model_folder(run.merged, str(run.merged))
     return ServedModel(recipe.name, run.merged, _proven_gguf(run, reporter))
 
@@ -163,7 +165,7 @@ def lay_out(model: ServedModel, cache: Path) -> ServedFolder:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(key[:40], encoding="utf-8")
         for path in sorted(source.iterdir()):
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HASHED_FILES):
+            if path.is_file() and is_of_base(path.name):
                 (snapshot / path.name).symlink_to(path.resolve())
         renderer = Renderer(load_tokenizer(source))
         check_same_prompts(renderer, model.adapters)

@@ -22,6 +22,7 @@ LONGEST_END = 8.0
 ONE_PRESS = 0.5
 """Seconds in which a second SIGINT is the first one once more, from a wrapper that passes it on."""
 GO_ON = "interrupted; what is finished is kept, and the same command goes on from there"
+NOTHING_BY_HALVES = "interrupted; nothing is left half-written, and the same command does it again"
 
 
 class Interrupted(BaseException):
@@ -59,8 +60,9 @@ class Stop(Protocol):
 class Signals:
     """Hears the signals of this process; one that does not listen was never asked."""
 
-    def __init__(self) -> None:
-        """Hear nothing yet."""
+    def __init__(self, what: str = GO_ON) -> None:
+        """Hear nothing yet; `what` is told where nobody says more of what was ended."""
+        self._what = what
         self._number: int | None = None
         self._heard_at = 0.0
         self._ask: Callable[[], bool] | None = None
@@ -107,13 +109,13 @@ class Signals:
         if self.asked():
             self.end()
 
-    def end(self, what: str = GO_ON) -> NoReturn:
+    def end(self, what: str | None = None) -> NoReturn:
         """End with the code of what was heard.
 
         Raises:
             Interrupted: always.
         """
-        raise Interrupted(self._number or signal.SIGTERM, what)
+        raise Interrupted(self._number or signal.SIGTERM, what or self._what)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self._number is not None:
@@ -124,13 +126,13 @@ class Signals:
         self._number, self._heard_at = number, time.monotonic()
         if self._ask is not None and self._ask():
             return
-        self._last_resort = threading.Timer(LONGEST_END, _leave, [128 + number])
+        self._last_resort = threading.Timer(LONGEST_END, _leave, [128 + number, self._what])
         self._last_resort.daemon = True
         self._last_resort.start()
         self.end()
 
 
-def _leave(status: int) -> None:
-    sys.stderr.write(f"{GO_ON}\n")
+def _leave(status: int, what: str) -> None:
+    sys.stderr.write(f"{what}\n")
     sys.stderr.flush()
     os._exit(status)

@@ -22,6 +22,7 @@ from finetune.adapter import adapter_weights, restore_adapter
 from finetune.checkpoint_state import RandomState, read_tree, read_weights, write_tensors, write_tree
 from finetune.checkpoints import PROGRESS, Progress, new_checkpoint, read_progress
 from finetune.errors import DataError
+from finetune.machine import peak_memory_bytes
 from finetune.signals import Stop
 from finetune.training_callbacks import Recorder, ValidationLog, of_first_process
 from finetune.training_job import TrainingJob
@@ -159,6 +160,7 @@ class Checkpointer(TrainerCallback):
             made_from=self._job.made_from,
             devices=self._job.devices,
             seconds=steps[-1].seconds,
+            peak_memory_bytes=max(peak_memory_bytes(), self._saved.progress.peak_memory_bytes if self._saved else 0),
             memory=trainer.memory.setting,
             validation_losses=self._validation.losses if self._validation else {},
             resumed_after=self.resumed_after,

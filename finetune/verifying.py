@@ -22,6 +22,7 @@ from finetune.console import Reporter
 from finetune.contenders import QUANTIZED_MERGES
 from finetune.errors import DataError, ProofFailed
 from finetune.pipeline import run_recipe
+from finetune.publish_claims import check_claims
 from finetune.publish_manifest import Manifest, PublishedScore, check_files, load_manifest, merged_folder
 from finetune.published import fetch_published, find_base
 from finetune.pulling import Pull
@@ -75,6 +76,7 @@ def verify(wanted: Pull, data: Sequence[str], reporter: Reporter) -> tuple[Repea
             fetch_published(parse_source(wanted.source), wanted.revision, folder)
         manifest = load_manifest(folder)
         check_files(folder, manifest)
+        check_claims(folder, manifest)
         reporter.say(f"{wanted.source}: {len(manifest.scores)} figures")
         if not manifest.scores:
             raise DataError("it claims no figures", where=wanted.source)

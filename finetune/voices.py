@@ -20,6 +20,7 @@ from finetune.console import Reporter
 from finetune.contenders import trained_spec
 from finetune.errors import DataError, TaskError, nearest
 from finetune.machine import computes_bfloat16, settle_dtypes
+from finetune.merged_files import check_merged_files
 from finetune.merging_shards import check_fits
 from finetune.peft_config import CONFIG_FILE, load_peft_config
 from finetune.peft_weights import open_peft_folder
@@ -27,7 +28,7 @@ from finetune.published import check_published_base
 from finetune.recipe import Base
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import RunDirectory
-from finetune.run_lock import find_run_base, load_lock
+from finetune.run_lock import check_trained_base, find_run_base, load_lock
 
 BASE = "base"
 """Name of the base under its adapters."""
@@ -107,6 +108,7 @@ def check_adapter_of(folder: Path, base: Path) -> None:
     adapter = open_peft_folder(folder)
     check_fits(open_base(base), adapter)
     check_published_base(folder, base)
+    check_trained_base(folder, base)
 
 
 def named_adapter(text: str) -> tuple[str, Path]:
@@ -133,8 +135,9 @@ def _voices_of_run(wanted: Wanted, run: RunDirectory, cache: Path, reporter: Rep
     if wanted.merged and wanted.adapters:
         raise DataError("a merged model takes no adapter", where=wanted.named, hint="leave out --merged or --adapter")
     if wanted.merged:
-        if not (run.merged / "config.json").is_file():
+        if not run.merged.is_dir():
             raise DataError("this run is not merged yet", where=wanted.named, hint=f"finetune merge {run.recipe}")
+        check_merged_files(run.merged)
         return (Voice("merged", load_language_model(ModelSpec(run.merged, dtype=recipe.merge.dtype))),)
     if not (run.adapter / CONFIG_FILE).is_file():
         raise DataError("this run is not trained yet", where=wanted.named, hint="finish it with `finetune run`")

@@ -171,14 +171,20 @@ def test_a_process_that_is_killed_ends_the_command_with_a_cause(
     assert result(tmp_path) == undisturbed[0]
 
 
-def test_ctrl_c_leaves_no_process_and_no_traceback(place: Workplace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_process_and_no_traceback(number: int, place: Workplace, tmp_path: Path) -> None:
     process = start(command(place, tmp_path), tmp_path)
     wait_for_chunks(process, tmp_path, 2)
     workers = descendants(process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
-    assert process.wait(timeout=60) == 130, (tmp_path / "stderr").read_text(encoding="utf-8")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to all of them
+    else:
+        process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number, (tmp_path / "stderr").read_text(encoding="utf-8")
     assert orphans(workers) == []
-    assert "Traceback" not in (tmp_path / "stderr").read_text(encoding="utf-8")
+    said = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert "Traceback" not in said
+    assert said.count("interrupted") == 1
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3])

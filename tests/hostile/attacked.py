@@ -17,8 +17,8 @@ from evaluation.errors import UserError
 from evaluation.rendering import Unrenderable
 from finetune.turns import RowUnusable
 
-SECONDS = 1.5
-"""Processor time: what takes longer hangs. A chat template is given 1 s, and what it is compiled in."""
+SECONDS = 1.0
+"""Processor time: what takes longer hangs. A chat template is given 0.5 s, and what it is compiled in."""
 PATIENCE = 30.0
 """Seconds until it is no longer waited for; a busy machine makes one slow."""
 MEMORY = 4 * 2**30

@@ -24,7 +24,7 @@ def failures(attacks: Sequence[Attack], folder: Path) -> list[str]:
 def test_texts_and_names(tmp_path: Path, figures: Figures) -> None:
     attacks = list(texts())
     wrong = failures(attacks, tmp_path)
-    claim = "a hostile recipe, template or name runs nothing, writes nothing, asks nobody and ends within 1.5 s"
+    claim = "a hostile recipe, template or name runs nothing, writes nothing, asks nobody and ends within 1 s"
     figures.report(
         "Corpus", claim, len(attacks), "inputs", len(wrong), "each in a process of its own, watched by an audit hook"
     )

@@ -20,6 +20,11 @@ from staged_folder import Staged, restage, write_staged
 from tiny_model import write_tiny_base
 from tiny_runs import Outcome, evaluation_command, finetune_command
 
+from evaluation.files import write_model
+from finetune.base_hashes import hash_base_files, hash_of_files
+from finetune.run_directory import RunDirectory
+from finetune.run_lock import Lock, LockedInputs
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 Settings = dict[str, Any]
@@ -277,6 +282,62 @@ def test_a_published_adapter_is_not_put_on_another_base(command: str, staged: St
     assert outcome.status == 3
     assert "published" in outcome.stderr
     assert "sha256" in outcome.stderr
+
+
+def as_a_run(staged: Staged, folder: Path) -> Path:
+    """Lay the adapter out as a run's, whose lock says which base it was trained on."""
+    shutil.copytree(staged.folder, folder / "adapter", ignore=shutil.ignore_patterns("publish.json"))
+    files = hash_base_files(staged.base)
+    inputs = LockedInputs(
+        base_files=dict(files), tokenizer_sha256="", chat_template_sha256="", row_templates={}, task_files={}
+    )
+    lock = Lock(
+        recipe_sha256="0" * 64,
+        base="org/tiny@" + "a" * 40,
+        base_revision=None,
+        base_sha256=hash_of_files(files),
+        base_origin="the Hugging Face hub",
+        sources={},
+        seed=0,
+        versions={},
+        inputs=inputs,
+    )
+    write_model(RunDirectory(folder).lock_file, lock)
+    return folder / "adapter"
+
+
+WITH_A_LOCK: dict[str, Command] = {
+    name: WITH_BASE[name] for name in ("adapter check", "adapter merge", "adapter export", "launch-line")
+} | {
+    "chat --adapter": lambda bad, good, out: _chat(str(good.base), "--adapter", f"x={bad}", "--cache", str(out)),
+    "serve --adapter": WITH_BASE["serve --adapter"],
+}
+
+
+@pytest.mark.parametrize("command", WITH_A_LOCK)
+def test_a_runs_adapter_is_not_put_on_another_base(command: str, staged: Staged, tmp_path: Path) -> None:
+    """The same shapes, other weights: the hash in the run's lock alone tells."""
+    adapter = as_a_run(staged, tmp_path / "run")
+    other = Staged(staged.folder, write_tiny_base(tmp_path / "other", seed=5))
+    outcome = WITH_A_LOCK[command](adapter, other, tmp_path / "out")
+    assert outcome.status == 3
+    assert "was trained on org/tiny@" in outcome.stderr
+    assert "model.safetensors" in outcome.stderr
+    outcome = WITH_A_LOCK[command](adapter, staged, tmp_path / "out")
+    assert "was trained on" not in outcome.stderr
+    RunDirectory(adapter.parent).lock_file.unlink()
+    outcome = WITH_A_LOCK[command](adapter, other, tmp_path / "again")  # nobody knows
+    assert "was trained on" not in outcome.stderr
+
+
+def test_a_runs_adapter_may_be_put_on_its_base_with_another_template(staged: Staged, tmp_path: Path) -> None:
+    adapter = as_a_run(staged, tmp_path / "run")
+    other = Path(shutil.copytree(staged.base, tmp_path / "other"))
+    (other / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert WITH_A_LOCK["adapter check"](adapter, Staged(staged.folder, other), tmp_path / "out").status == 0
+    (other / "tokenizer.json").unlink()
+    outcome = WITH_A_LOCK["adapter check"](adapter, Staged(staged.folder, other), tmp_path / "out")
+    assert outcome.status == 3
 
 
 @pytest.mark.parametrize("command", ["pull", "chat", "evaluation"])

@@ -151,6 +151,38 @@ def test_tensors_that_cannot_be(tensor: bytes, said: str, tmp_path: Path) -> Non
         gguf(tmp_path, _gguf(1, 1 + len(NEEDED), STATED + tensor))
 
 
+def sized(place: Path, numbers: int, offset: int) -> int:
+    """Write a file with one tensor of so many numbers at an offset; return its size, which neither changes."""
+    data = _gguf(1, 1 + len(NEEDED), STATED + _named(b"t", numbers, offset=offset))
+    (place / "x.gguf").write_bytes(data)
+    return len(data)
+
+
+def test_a_tensor_may_end_where_the_file_does_and_no_further(tmp_path: Path) -> None:
+    size = sized(tmp_path, 1, 0)
+    for numbers, offset in ((8 * size, 0), (1, size), (8 * size, size)):
+        assert sized(tmp_path, numbers, offset) == size
+        check_gguf_header(tmp_path / "x.gguf")
+    for numbers, offset in ((8 * size + 1, 0), (1, size + 1)):
+        assert sized(tmp_path, numbers, offset) == size
+        with pytest.raises(DataError, match=f"{numbers:,} numbers of kind 0 at {offset:,}"):
+            check_gguf_header(tmp_path / "x.gguf")
+
+
+def test_a_list_is_measured_by_the_file_first_and_by_what_is_left_of_it_then(tmp_path: Path) -> None:
+    size = len(_gguf(0, 2 + len(NEEDED), STATED + _pair(b"a", 9, struct.pack("<IQ", 0, 0))))
+    for count, said in ((size, f"a value of {size:,} bytes"), (size + 1, f"a list of {size + 1:,}")):
+        with pytest.raises(DataError, match=said):
+            gguf(tmp_path, _gguf(0, 2 + len(NEEDED), STATED + _pair(b"a", 9, struct.pack("<IQ", 0, count))))
+
+
+def test_a_name_may_be_as_long_as_is_said(tmp_path: Path) -> None:
+    longest = 65_535
+    gguf(tmp_path, _gguf(1, 1 + len(NEEDED), STATED + _named(b"t" * longest, 1)))
+    with pytest.raises(DataError, match="65,536 bytes"):
+        gguf(tmp_path, _gguf(1, 1 + len(NEEDED), STATED + _named(b"t" * (longest + 1), 1)))
+
+
 @pytest.mark.parametrize("missing", NEEDED)
 def test_every_size_is_needed(missing: str, tmp_path: Path) -> None:
     kept = [name for name in NEEDED if name != missing]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_runs import finetune_command, write_instructions
+from tiny_runs import finetune_command, write_classification, write_instructions
 
 from evaluation.errors import MachineError
 from evaluation.offline import is_offline, network_refused, stay_offline
@@ -209,3 +209,32 @@ def test_a_kernel_is_not_fetched_from_the_hub(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", statement], env=os.environ | {"PYTHONPATH": path}, check=True)
     assert not (tmp_path / "fetched").exists()
+
+
+A_RUN_THAT_IS_WATCHED = """
+import sys, threading
+from finetune.cli import main
+
+started = []
+plain = threading.Thread.start
+threading.Thread.start = lambda thread: (started.append(thread), plain(thread))[1]
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    assert not ended.code, ended.code
+import huggingface_hub.utils._telemetry as upstream
+assert "trl" in sys.modules, "nothing was trained"
+assert upstream._TELEMETRY_THREAD is None and upstream._TELEMETRY_QUEUE.empty()
+print(*(str(getattr(thread, "_target", None)) for thread in started))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_starts_no_thread_that_reports_it(tmp_path: Path) -> None:
+    """TRL reports every trainer that is made, from a thread (trl/trainer/base_trainer.py, 1.16)."""
+    place = write_classification(tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", A_RUN_THAT_IS_WATCHED, *place.arguments(command="train")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "telemetry" not in done.stdout

@@ -79,6 +79,22 @@ def test_it_says_where_it_stopped(interrupted: tuple[Workplace, Outcome]) -> Non
     assert not run.adapter.exists()
 
 
+def test_the_stages_time_and_memory_are_those_of_all_its_parts(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, earlier = RunDirectory(tmp_path / "run"), read_progress(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert earlier.seconds > 0
+    assert earlier.peak_memory_bytes > 2**27, "as much as torch alone takes"
+    before = earlier.model_copy(update={"seconds": 10_000.0, "peak_memory_bytes": 2**50})
+    monkeypatch.setattr("finetune.pipeline.read_progress", lambda _: before)
+    again = place.run(*SHORT, out=run.folder, command="train")
+    assert again.status == 0, again.stderr
+    marker = run.marker("train")
+    assert marker is not None
+    assert 10_000 < marker.time.seconds < 11_000
+    assert marker.time.peak_memory_bytes == 2**50
+
+
 def test_the_same_command_goes_on_and_the_report_says_so(place: Workplace, tmp_path: Path) -> None:
     straight = place.run(*SHORT, out=tmp_path / "straight", command="train")
     assert straight.status == 0, straight.stderr

@@ -30,6 +30,7 @@ START = [2.0] * 5
         ([1.5] * 100, None),
         ([3.1] * 9, None),
         ([3.1] * 10, Divergence(step=6, steps=10, start=2.0, limit=3.0)),
+        ([3.0] + [3.1] * 10, Divergence(step=7, steps=10, start=2.0, limit=3.0)),
         ([3.0] * 100, None),
         ([3.1] * 9 + [2.9] + [3.1] * 9, None),
         ([1.0] * 20 + [9.0] * 12 + [1.0] * 5, Divergence(step=26, steps=12, start=2.0, limit=3.0)),
@@ -49,7 +50,7 @@ def test_few_steps_are_no_divergence() -> None:
 @pytest.mark.parametrize("seed", range(50))
 def test_it_is_told_once_and_when_it_happens(seed: int) -> None:
     draw = random.Random(seed)
-    losses = START + [draw.choice([1.0, 9.0, 9.0, 9.0, 9.0, 9.0]) for _ in range(200)]
+    losses = START + [draw.choice([1.0, 3.0, *[9.0] * 10]) for _ in range(200)]
     told = [(end, found) for end in range(len(losses) + 1) if (found := diverges_now(losses[:end]))]
     runs, above = [], 0
     for step, loss in enumerate(losses, start=1):
@@ -73,6 +74,10 @@ def test_plateau_is_a_second_half_that_brings_the_loss_down_by_less_than_two_per
     assert found.second_half == pytest.approx(1.6)
     assert find_plateau(barely) is None
     assert find_plateau([*[1.0] * 100, *[0.981] * 100]) is not None
+    assert find_plateau([*[100.0] * 100, *[98.0] * 100]) is None, "two percent are enough"
+    rising = find_plateau([*[1.0] * 100, *[1.5] * 100])
+    assert rising is not None
+    assert (rising.first_half, rising.second_half) == (1.0, 1.5)
     assert find_plateau([1.0] * 49) is None
     assert find_plateau([1.0] * 50) is not None
 

@@ -221,3 +221,19 @@ def test_holding_sweeps_what_an_interrupted_process_left(run: RunDirectory) -> N
         assert all(run.why_stale(stage, INPUTS) is None for stage in STAGES)
     with run.hold():
         pass  # given back
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.lock.json", "environment.json", "stages/train.json"])
+@pytest.mark.parametrize("how", ["changed", "gone", "new"])
+def test_a_record_that_was_changed_is_named_by_the_last_stage(run: RunDirectory, name: str, how: str) -> None:
+    file = run.folder / name
+    if how != "new":
+        file.write_text("as it was")
+        run.finish("report", INPUTS, took("report"))
+        assert run.why_stale("report", INPUTS) is None
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_text("other")
+    assert run.why_stale("report", INPUTS) == f"{name} is missing or was changed"
+    assert run.why_stale("evaluate", INPUTS) is None

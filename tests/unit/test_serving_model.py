@@ -130,7 +130,7 @@ def test_a_runs_gguf_is_served_only_with_a_proof_of_its_merged_model(run: Path, 
     file.write_bytes(b"others!")
     assert found() is None
     file.write_bytes(b"weights")
-    (own / "merged" / "merge.json").write_text("merged anew")
+    (own / "merged" / "merge.json").write_text('{"merged_sha256": "merged anew"}')
     assert found() is None
 
 

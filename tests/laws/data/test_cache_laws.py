@@ -409,7 +409,14 @@ def survives(files: list[Path], read: Callable[[], object], order: random.Random
             cases += 1
         path.unlink()
         failures += [f"{path.name}: gone"] * (read() != as_it_was or path.read_bytes() != whole[path])
-        cases += 1
+        for other in [one for one in files if one != path]:
+            path.write_bytes(whole[other])
+            failures += [f"{path.name}: {other.name}"] * (read() != as_it_was or path.read_bytes() != whole[path])
+        extra = path.with_name(f"extra-{path.name}")
+        extra.write_bytes(whole[path])
+        failures += [f"{path.name}: a copy beside it"] * (read() != as_it_was)
+        extra.unlink(missing_ok=True)
+        cases += 1 + len(files)
     return cases, failures
 
 

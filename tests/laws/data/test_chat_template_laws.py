@@ -166,7 +166,7 @@ print(json.dumps([found, peak // 1024]))
 
 
 def test_every_hostile_template_is_refused(figures: Figures) -> None:
-    seconds = 1.0 if figures.full else 0.1
+    seconds = 0.5 if figures.full else 0.1
     ran = subprocess.run(
         [sys.executable, "-c", HOSTILE_RUN, str(seconds)],
         capture_output=True,
