@@ -34,7 +34,14 @@ from finetune.console import Reporter
 from finetune.pipeline import run_recipe
 from finetune.recipe_file import load_recipe
 
-PEER = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "peft==0.21.2", "lm-eval")
+PEER = (
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "accelerate==1.15.0",
+    "datasets==5.2.0",
+    "peft==0.21.2",
+    "lm-eval==0.4.13",
+)
 """All in one call of pip, so that it cannot choose another torch."""
 DTYPES = ("float32", "bfloat16")
 HERE = Path(__file__).parent
@@ -166,7 +173,7 @@ def _row(work: Work, dtype: str, ours: Sequence[Answer], peers: dict[int, list[A
 
 def _version(python: str) -> str:
     said = subprocess.run([python, "-m", "pip", "show", "lm-eval"], check=True, capture_output=True, text=True).stdout
-    return next(line for line in said.splitlines() if line.startswith("Version")).replace("Version:", "lm-eval")
+    return next(line for line in said.splitlines() if line.startswith("Version")).replace("Version:", "lm-eval==0.4.13")
 
 
 if __name__ == "__main__":

@@ -62,14 +62,11 @@ class Meter:
 
     def made(self, value: Value) -> Value:
         """Count a value that an operation made, and return it."""
-        if type(value) is str:
+        if isinstance(value, str):
             self._text(value)
             return value
         self.tick()
-        if isinstance(value, str):
-            self.allow(len(value))
-            self._charge(len(value) if value.isascii() else 4 * len(value))
-        elif isinstance(value, (list, tuple, dict)):
+        if isinstance(value, (list, tuple, dict)):
             items, _ = weigh(value)
             self._charge(_BYTES_PER_ITEM * items)
         elif isinstance(value, int):
