@@ -134,6 +134,7 @@ def main() -> None:
         for work in works(given.rows, folder):
             requests = folder / "requests.json"
             work.write(requests, Renderer(load_tokenizer(base)))
+            exact: Answer = {"seconds": 0.0, "scores": []}
             for dtype in DTYPES:
                 ours: list[Answer] = []
                 peers: dict[int, list[Answer]] = {size: [] for size in given.batch_sizes}
@@ -141,22 +142,15 @@ def main() -> None:
                     ours.append(ask(sys.executable, "scoring_ours.py", str(base), str(requests), dtype))
                     for size, answers in peers.items():
                         answers.append(ask(python, "scoring_peer.py", str(base), str(requests), dtype, str(size)))
-                rows.append(_row(work, dtype, ours, peers))
-    heads = [
-        "task",
-        "rows",
-        "type",
-        "n",
-        "ours, s",
-        "HFLM, s (batch size)",
-        "times as fast",
-        "largest difference, nats",
-    ]
+                exact = ours[0] if dtype == DTYPES[0] else exact
+                rows.append(_row(work, dtype, ours, peers, exact))
+    heads = ["task", "rows", "type", "n", "ours, s", "HFLM, s (batch size)", "times as fast"]
+    heads += ["largest difference, nats", "ours / HFLM from our float32"]
     print(table(heads, rows))
     print(f"\n{machine_line('torch', 'transformers')} {_version(python)}")
 
 
-def _row(work: Work, dtype: str, ours: Sequence[Answer], peers: dict[int, list[Answer]]) -> list[str]:
+def _row(work: Work, dtype: str, ours: Sequence[Answer], peers: dict[int, list[Answer]], exact: Answer) -> list[str]:
     best = min(peers, key=lambda size: median(answer["seconds"] for answer in peers[size]))
     pairs = list(zip(ours, peers[best], strict=True))
     return [
@@ -168,6 +162,7 @@ def _row(work: Work, dtype: str, ours: Sequence[Answer], peers: dict[int, list[A
         f"{spread([answer['seconds'] for answer in peers[best]])} ({best})",
         spread([peer["seconds"] / own["seconds"] for own, peer in pairs]),
         f"{max(largest_difference(own, peer) for own, peer in pairs):.1e}",
+        f"{largest_difference(ours[0], exact):.1e} / {largest_difference(peers[best][0], exact):.1e}",
     ]
 
 
