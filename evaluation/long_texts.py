@@ -21,6 +21,8 @@ def split_example(example: Example, most: int) -> list[Example]:
 def joined(pieces: Sequence[Example]) -> Example:
     """Put the pieces of a split text together again."""
     first, *others = pieces
+    if not others:
+        return first
     ids, labels = list(first.input_ids), list(first.labels)
     for piece in others:
         ids += piece.input_ids[1:]

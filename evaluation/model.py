@@ -28,6 +28,7 @@ from evaluation.adapter_files import WEIGHTS_FILE, check_adapter_config, check_a
 from evaluation.errors import DataError, MachineError
 from evaluation.files import sha256_of_folder
 from evaluation.model_files import check_model_files
+from evaluation.nf4_quantizing import quantize_quickly
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -169,6 +170,7 @@ def _quantization_options(quantization: Quantization | None, dtype: torch.dtype)
         return {}  # None, passed on, would take a quantized folder for one that is not
     if quantization.kind == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    quantize_quickly()
     form = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.kind,

@@ -17,6 +17,7 @@ from finetune.errors import DataError, MachineError, Problem, RecipeError, Train
 from finetune.process_ends import how_ended
 from finetune.signals import Interrupted, Signals
 from finetune.training_job import TrainingJob
+from finetune.uncollected import uncollected_imports
 
 JOB_FILE = f"{STAGING_PREFIX}training-job.json"
 ERROR_FILE = f"{STAGING_PREFIX}training-error.json"
@@ -55,7 +56,8 @@ def launch_training(job: TrainingJob, reporter: Reporter, signals: Signals) -> N
     """
     if job.devices == 1:
         # TRL and transformers' trainer take seconds to import, and a finished run does without them.
-        from finetune.training import train
+        with uncollected_imports():
+            from finetune.training import train
 
         train(job, reporter, signals)
         return

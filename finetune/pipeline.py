@@ -33,6 +33,7 @@ from finetune.rows import resolve_source
 from finetune.run_directory import HELD_OUT_TASK, STAGES, RunDirectory, Stage, hash_of
 from finetune.run_lock import load_lock
 from finetune.signals import Signals
+from finetune.uncollected import uncollected_imports
 
 Inputs = dict[str, str]
 
@@ -184,16 +185,18 @@ def _inputs(run: Run, stage: Stage) -> Inputs:
 
 def _prepare(run: Run) -> None:
     # Each stage imports what it needs when it runs: a finished run is skipped in seconds.
-    from finetune.prepare import prepare
+    with uncollected_imports():
+        from finetune.prepare import prepare
 
     prepare(run.recipe, run.directory, run.base.folder, run.cache, run.reporter)
 
 
 def _train(run: Run) -> StageTime | None:
     """Train, and return what the parts took that were interrupted: their steps, up to the checkpoint they left."""
-    from finetune.launch import count_devices, launch_training
-    from finetune.training_job import TrainingJob
-    from finetune.upstream_contracts import check_contracts
+    with uncollected_imports():
+        from finetune.launch import count_devices, launch_training
+        from finetune.training_job import TrainingJob
+        from finetune.upstream_contracts import check_contracts
 
     check_contracts()
     write_model(run.directory.environment, describe_environment())
@@ -220,15 +223,17 @@ def _train(run: Run) -> StageTime | None:
 
 
 def _merge(run: Run) -> None:
-    from finetune.contenders import trained_spec
-    from finetune.merging import merge
+    with uncollected_imports():
+        from finetune.contenders import trained_spec
+        from finetune.merging import merge
 
     merge(run.recipe, run.directory, trained_spec(run.recipe, run.directory, run.base.folder), run.reporter)
 
 
 def _evaluate(run: Run) -> None:
-    from finetune.contenders import contenders
-    from finetune.scoring import score_contenders
+    with uncollected_imports():
+        from finetune.contenders import contenders
+        from finetune.scoring import score_contenders
 
     score_contenders(run.recipe, run.directory, contenders(run.recipe, run.directory, run.base), run.reporter)
 

@@ -112,7 +112,8 @@ def render_rows(renderer: Renderer, settings: RenderSettings, rows: Sequence[Sto
         else:
             fitted = _fit(conversation, example, settings, renderer)
             outcomes += [replace(outcome, row=position, copy=copy) for outcome in fitted]
-            checked += _trained_on(rows[position].id, conversation, fitted)
+            if settings.check_masks:
+                checked += _trained_on(rows[position].id, conversation, fitted)
     if settings.check_masks:
         check_masks(renderer, checked, settings.train_on)
     return outcomes
