@@ -255,9 +255,9 @@ def _as_options(options: Mapping[str, object]) -> list[str]:
 
 
 CONTENDERS = (
-    Contender("ours", "ours", _ours(nf4=False), "`finetune train`, steps of 1,024 tokens", "run/adapter"),
+    Contender("ours-bf16", "ours", _ours(nf4=False), "`finetune train`, steps of 1,024 tokens", "run/adapter"),
     Contender("ours-nf4", "ours", _ours(nf4=True), "the same with `quantization: {kind: nf4}`", "run/adapter"),
-    Contender("loop", "loop", _loop(), "a bare loop, packs of 1,024 tokens", "adapter"),
+    Contender("loop-bf16", "loop", _loop(), "a bare loop, packs of 1,024 tokens", "adapter"),
     Contender("loop-nf4", "loop", _loop("--nf4"), "the same on NF4", "adapter"),
     Contender("trl-packed", "trl", _trl(1, "--packing", "true"), "`trl sft --packing`, rows of 1,024 tokens", "out"),
     Contender("trl-padded", "trl", _trl(8), "`trl sft`, 8 examples padded", "out"),

@@ -46,7 +46,9 @@ class Runner:
                 training = self._training(contender, log)
             except UnreadableLog as error:
                 return dataclasses.replace(outcome, failure=str(error))
-            tokens = training.tokens or sum(row.tokens for row in self.rows)
+            given = sum(row.tokens for row in self.rows)
+            # Not more than the rows have, which a template's last line break after each answer would be.
+            tokens = min(training.tokens or given, given)
             outcome = dataclasses.replace(outcome, training=training, tokens=tokens)
             if scored:
                 outcome = self._scored(outcome, contender, environment)

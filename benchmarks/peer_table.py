@@ -9,7 +9,7 @@ from statistics import median
 from benchmarks.matrix_rate import share_of_rate
 from benchmarks.peer_logs import Training
 
-REFERENCE = "ours"
+REFERENCE = "ours-bf16"
 """The contender that the others are compared with."""
 
 
@@ -24,7 +24,7 @@ class Outcome:
     peak_bytes: int
     training: Training | None = None
     tokens: int = 0
-    """Without padding: its own count, or the rows' where it does not say."""
+    """Of the rows, or what it says that it trained on where that is less."""
     failure: str | None = None
     loss_after: float | None = None
     """Of the trained model on the same rows, in float32."""
