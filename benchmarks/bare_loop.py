@@ -3,7 +3,7 @@
     python -m benchmarks.bare_loop MODEL rows.prompt_completion.jsonl [--nf4] [--tokens 1024] [--save FOLDER]
 
 Documents are packed first-fit and do not see each other, logits are computed only where labels are, nothing is padded.
-Its allocator is tuned by the variables of `peer_commands.LOOP_ALLOCATOR`. Prints a line of JSON.
+Its allocator is tuned by the variables of `peer_contenders.LOOP_ALLOCATOR`. Prints a line of JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is run for each contender: the same adapter, data and rate, at the settings that its users would choose.
+"""The command of each tool: the same adapter, data and rate, at the settings that its users would choose.
 
 All: LoRA of rank 16 and alpha 32 on all linear layers, bfloat16, a constant rate of 2e-4, one epoch, labels on the
 answers alone, no gradient checkpointing, no evaluation. Peers take 8 examples a step; those that pack take rows of
@@ -8,9 +8,8 @@ answers alone, no gradient checkpointing, no evaluation. Peers take 8 examples a
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,6 @@ MAX_TOKENS = 1024
 RATE = "2e-4"
 LITGPT_NAME = "SmolLM2-135M-Instruct"
 """LitGPT knows the shape of a model by the name of its folder."""
-LOOP_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-"""Keeps glibc from giving every large tensor back to the system."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +42,9 @@ class Place:
         return PeerEnvironment(peer, self.caches).command(command)
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One way to train on the rows."""
+def trl_command(examples_at_a_time: int, *more: str) -> Callable[[Place], list[str]]:
+    """Return the command of TRL, with more options after the common ones."""
 
-    name: str
-    peer: str
-    """Whose environment; `ours` and `loop` run in this one."""
-    command: Callable[[Place], list[str]]
-    says: str
-    """How it is set."""
-    adapter: str | None = None
-    """Where in its work folder a PEFT adapter is afterwards."""
-
-
-def environment_of(contender: Contender, place: Place) -> dict[str, str]:
-    """Return the variables a contender runs with: offline, on the CPU, with caches of its own."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HOME")}
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-    own = {"HF_HOME": str(place.work / "huggingface"), "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-    if contender.peer in ("ours", "loop"):
-        own["PYTHONPATH"] = str(Path(__file__).parents[1])
-    else:
-        commands = PeerEnvironment(contender.peer, place.caches).folder / "bin"
-        own["PATH"] = f"{commands}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, **quiet, **own, **(LOOP_ALLOCATOR if contender.peer == "loop" else {})}
-
-
-def _trl(examples_at_a_time: int, *more: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         options = {
             "model_name_or_path": place.model,
@@ -105,7 +73,9 @@ def _trl(examples_at_a_time: int, *more: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _llamafactory(**changed: object) -> Callable[[Place], list[str]]:
+def llamafactory_command(**changed: object) -> Callable[[Place], list[str]]:
+    """Return the command of LLaMA-Factory, which reads a file; `changed` are options other than the common ones."""
+
     def command(place: Place) -> list[str]:
         options: dict[str, object] = {
             "model_name_or_path": str(place.model),
@@ -142,7 +112,9 @@ def _llamafactory(**changed: object) -> Callable[[Place], list[str]]:
     return command
 
 
-def _litgpt(examples_at_a_time: int) -> Callable[[Place], list[str]]:
+def litgpt_command(examples_at_a_time: int) -> Callable[[Place], list[str]]:
+    """Return the command of LitGPT; 8 examples a step, so many at a time."""
+
     def command(place: Place) -> list[str]:
         options = {
             "out_dir": place.work / "out",
@@ -176,7 +148,8 @@ def _litgpt(examples_at_a_time: int) -> Callable[[Place], list[str]]:
     return command
 
 
-def _axolotl(place: Place) -> list[str]:
+def axolotl_command(place: Place) -> list[str]:
+    """Write the file that axolotl reads and return its command."""
     options = {
         "base_model": str(place.model),
         "adapter": "lora",
@@ -206,7 +179,9 @@ def _axolotl(place: Place) -> list[str]:
     return [place.installed("axolotl", "axolotl"), "train", str(path)]
 
 
-def _loop(*more: str) -> Callable[[Place], list[str]]:
+def loop_command(*more: str) -> Callable[[Place], list[str]]:
+    """Return the command of our bare loop."""
+
     def command(place: Place) -> list[str]:
         paths = [str(place.model), str(place.rows.texts), "--save", str(place.work / "adapter")]
         return [sys.executable, "-m", "benchmarks.bare_loop", *paths, *more]
@@ -240,7 +215,9 @@ def our_recipe(model: Path, rows: RowFiles, nf4: bool) -> dict[str, object]:
     }
 
 
-def _ours(nf4: bool) -> Callable[[Place], list[str]]:
+def ours_command(nf4: bool) -> Callable[[Place], list[str]]:
+    """Return our own command, on a recipe that is written here."""
+
     def command(place: Place) -> list[str]:
         path = place.work / "recipe.yaml"
         path.write_text(json.dumps(our_recipe(place.model, place.rows, nf4)), encoding="utf-8")  # JSON is YAML
@@ -252,50 +229,3 @@ def _ours(nf4: bool) -> Callable[[Place], list[str]]:
 
 def _as_options(options: Mapping[str, object]) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
-
-
-CONTENDERS = (
-    Contender("ours-bf16", "ours", _ours(nf4=False), "`finetune train`, steps of 1,024 tokens", "run/adapter"),
-    Contender("ours-nf4", "ours", _ours(nf4=True), "the same with `quantization: {kind: nf4}`", "run/adapter"),
-    Contender("loop-bf16", "loop", _loop(), "a bare loop, packs of 1,024 tokens", "adapter"),
-    Contender("loop-nf4", "loop", _loop("--nf4"), "the same on NF4", "adapter"),
-    Contender("trl-packed", "trl", _trl(1, "--packing", "true"), "`trl sft --packing`, rows of 1,024 tokens", "out"),
-    Contender("trl-padded", "trl", _trl(8), "`trl sft`, 8 examples padded", "out"),
-    Contender(
-        "trl-single", "trl", _trl(1, "--gradient_accumulation_steps", "8"), "`trl sft`, 8 examples one by one", "out"
-    ),
-    Contender(
-        "llamafactory-packed",
-        "llamafactory",
-        _llamafactory(neat_packing=True, per_device_train_batch_size=1),
-        "`llamafactory-cli train` with `neat_packing`, rows of 1,024 tokens",
-        "out",
-    ),
-    Contender("llamafactory-padded", "llamafactory", _llamafactory(), "`llamafactory-cli train`, 8 padded", "out"),
-    Contender(
-        "llamafactory-single",
-        "llamafactory",
-        _llamafactory(per_device_train_batch_size=1, gradient_accumulation_steps=8),
-        "`llamafactory-cli train`, 8 one by one",
-        "out",
-    ),
-    Contender("litgpt-padded", "litgpt", _litgpt(8), "`litgpt finetune_lora`, 8 examples padded"),
-    Contender("litgpt-single", "litgpt", _litgpt(1), "`litgpt finetune_lora`, 8 examples one by one"),
-    Contender("axolotl", "axolotl", _axolotl, "`axolotl train`, 8 examples padded", "out"),
-)
-DEFAULT_PEERS = "ours,loop,trl,llamafactory,litgpt"
-"""Not axolotl 0.19.0: on a CPU it stops before its first step, since its `use_cpu` does not reach transformers, which
-then refuses bfloat16; and its environment takes 3.5 GB."""
-
-
-def named(names: Sequence[str]) -> list[Contender]:
-    """Return the contenders of these names; the name of a peer stands for all of its.
-
-    Raises:
-        ValueError: there is no such peer or contender.
-    """
-    known = {one.name for one in CONTENDERS} | {one.peer for one in CONTENDERS}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"no contender is called {unknown[0]!r}; there are: {', '.join(sorted(known))}")
-    return [one for one in CONTENDERS if one.name in names or one.peer in names]

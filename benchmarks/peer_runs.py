@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measured_process import Limits, run_measured
-from benchmarks.peer_commands import Contender, Place, environment_of
+from benchmarks.peer_commands import Place
+from benchmarks.peer_contenders import Contender, environment_of
 from benchmarks.peer_logs import Training, UnreadableLog, parse_litgpt, parse_loop, parse_transformers, read_our_run
 from benchmarks.peer_rows import RenderedRow
 from benchmarks.peer_table import Machine, Outcome

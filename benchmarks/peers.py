@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measured_process import Limits, run_measured
-from benchmarks.peer_commands import DEFAULT_PEERS, LITGPT_NAME, MAX_TOKENS, Contender, Place, named
+from benchmarks.peer_commands import LITGPT_NAME, MAX_TOKENS, Place
+from benchmarks.peer_contenders import DEFAULT_PEERS, Contender, named
 from benchmarks.peer_environments import REQUIREMENTS, NotInstalled, PeerEnvironment
 from benchmarks.peer_rows import RenderedRow, RowFiles, make_rows, read_rows, write_rows
 from benchmarks.peer_runs import Runner, measure_machine

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peer_commands import CONTENDERS, DEFAULT_PEERS, Contender, Place, environment_of, named, our_recipe
+from benchmarks.peer_commands import Place, our_recipe
+from benchmarks.peer_contenders import CONTENDERS, DEFAULT_PEERS, Contender, environment_of, named
 from benchmarks.peer_environments import REQUIREMENTS, NotInstalled, PeerEnvironment, refuse_gpu_build
 from benchmarks.peer_rows import RowFiles
 from finetune.recipe import Recipe
