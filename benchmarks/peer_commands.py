@@ -50,6 +50,7 @@ def trl_command(examples_at_a_time: int, *more: str) -> Callable[[Place], list[s
             "model_name_or_path": place.model,
             "dataset_name": place.rows.texts.parent,
             "output_dir": place.work / "out",
+            "dtype": "bfloat16",  # quicker and smaller than its default, float32 under autocast
             "use_peft": "true",
             "lora_r": 16,
             "lora_alpha": 32,
@@ -127,7 +128,7 @@ def litgpt_command(examples_at_a_time: int) -> Callable[[Place], list[str]]:
             "data": "JSON",
             "data.json_path": place.rows.litgpt,
             "data.mask_prompt": "true",
-            "data.prompt_style": "default",  # the text as it is
+            "data.prompt_style": '{"class_path": "litgpt.prompts.Default"}',  # the text as it is; it has no name
             "data.num_workers": 0,
             "train.epochs": 1,
             "train.global_batch_size": 8,
@@ -136,9 +137,9 @@ def litgpt_command(examples_at_a_time: int) -> Callable[[Place], list[str]]:
             "train.log_interval": 1,
             "train.lr_warmup_steps": 1,
             "train.min_lr": RATE,  # a constant rate
-            "optimizer": "AdamW",
-            "optimizer.lr": RATE,
-            "optimizer.weight_decay": 0.0,
+            "optimizer": json.dumps(
+                {"class_path": "torch.optim.AdamW", "init_args": {"lr": float(RATE), "weight_decay": 0.0}}
+            ),
             "eval.initial_validation": "false",
             "eval.final_validation": "false",
             "eval.max_new_tokens": 1,

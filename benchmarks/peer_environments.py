@@ -76,11 +76,20 @@ class PeerEnvironment:
         self.cache.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "venv", str(self.folder)], check=True)
         _pip(self.command("python"), "install", "--no-compile", *self.requirements)
+        if self.peer == "llamafactory" and not self.any_build:
+            self._take_out_gpu_libraries()
         self._mark.write_text(self._marked, encoding="utf-8")
 
     def versions(self) -> str:
         """List every package with its version."""
         return _pip(self.command("python"), "freeze")
+
+    def _take_out_gpu_libraries(self) -> None:
+        # torchvision and torchaudio are published as builds for GPUs, which do not load beside a torch for CPUs. Nothing
+        # in training on text uses them, but LLaMA-Factory imports the second, and transformers the first where it is.
+        _pip(self.command("python"), "uninstall", "--yes", "torchvision")
+        for library in self.folder.glob("lib/python*/site-packages/torchaudio/lib/*.so"):
+            library.unlink()
 
     @property
     def _mark(self) -> Path:

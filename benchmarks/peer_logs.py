@@ -12,7 +12,7 @@ from finetune.training_records import StepMetrics, TrainingSummary
 _TRAIN_RUNTIME = re.compile(r"'train_runtime': '?([\d.e+]+)'?")
 _STEP_LOSS = re.compile(r"\{'loss': '?([\d.e+-]+)'?")
 _TOKENS = re.compile(r"'num_tokens': '?([\d.e+]+)'?")
-_LITGPT_STEP = re.compile(r"iter (\d+) step (\d+) \| loss train: ([\d.]+),.*?iter time: ([\d.]+) ms")
+_LITGPT_ITERATION = re.compile(r"iter \d+ step \d+ \| loss train: ([\d.]+),.*?iter time: ([\d.]+) ms( \(step\))?")
 
 
 class UnreadableLog(Exception):
@@ -49,14 +49,13 @@ def parse_litgpt(text: str) -> Training:
     """Read the log of LitGPT, whose own total counts a generated example as well: the times of the steps are added.
 
     Raises:
-        UnreadableLog: there are no steps.
+        UnreadableLog: there is no step.
     """
-    found = _LITGPT_STEP.findall(text)
-    if not found:
-        raise UnreadableLog("the log has no line with 'iter time'")
-    seconds = sum(float(milliseconds) for *_, milliseconds in found) / 1000
-    at_steps = {int(step): float(loss) for _, step, loss, _ in found if step != "0"}
-    return Training(max(at_steps, default=0), seconds, _mean(list(at_steps.values()) or [float(found[-1][2])]))
+    found = _LITGPT_ITERATION.findall(text)
+    losses = [float(loss) for loss, _, at_step in found if at_step]  # the mean over the step's iterations
+    if not losses:
+        raise UnreadableLog("the log has no line with 'iter time' and '(step)'")
+    return Training(len(losses), sum(float(milliseconds) for _, milliseconds, _ in found) / 1000, _mean(losses))
 
 
 def parse_loop(text: str) -> Training:
