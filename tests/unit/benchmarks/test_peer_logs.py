@@ -10,6 +10,7 @@ import pytest
 from benchmarks.peer_logs import (
     Training,
     UnreadableLog,
+    parse_litgpt,
     parse_loop,
     parse_transformers,
     read_our_run,
