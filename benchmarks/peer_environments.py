@@ -85,8 +85,8 @@ class PeerEnvironment:
         return _pip(self.command("python"), "freeze")
 
     def _take_out_gpu_libraries(self) -> None:
-        # torchvision and torchaudio are published as builds for GPUs, which do not load beside a torch for CPUs. Nothing
-        # in training on text uses them, but LLaMA-Factory imports the second, and transformers the first where it is.
+        # torchvision and torchaudio are published as builds for GPUs, which do not load beside a torch for CPUs. No
+        # training on text uses them, but LLaMA-Factory imports the second, and transformers the first where it is.
         _pip(self.command("python"), "uninstall", "--yes", "torchvision")
         for library in self.folder.glob("lib/python*/site-packages/torchaudio/lib/*.so"):
             library.unlink()
