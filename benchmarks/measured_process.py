@@ -37,7 +37,7 @@ class Measured:
     """Why it was stopped from outside."""
 
     def failure(self, log: Path) -> str | None:
-        """Say why it failed, with the last line of its log; none where it did not."""
+        """Say why it failed, with the line of its log that tells; none where it did not."""
         if self.stopped:
             return self.stopped
         return f"exit code {self.exit_code}: {last_line(log)}" if self.exit_code else None
@@ -93,6 +93,7 @@ def _kill_group(leader: int) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty, shortened."""
+    """Return the last line of a log that speaks of an error, or else its last that is not empty, shortened."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][-300:] if lines else "no output"
+    errors = [line for line in lines if "error" in line.lower()]
+    return [*lines, *errors][-1][-300:] if lines else "no output"

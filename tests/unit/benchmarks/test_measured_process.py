@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.measured_process import Limits, Measured, run_measured
+from benchmarks.measured_process import Limits, Measured, last_line, run_measured
 
 HOLD = "held = bytearray(300 * 2**20); held[::4096] = b'x' * len(held[::4096])"
 
@@ -22,6 +22,11 @@ def test_a_failure_says_the_code_and_the_last_line_of_the_log(tmp_path: Path) ->
     measured = run_python("import sys; print('first'); print('the reason', file=sys.stderr); sys.exit(3)", tmp_path)
     assert measured.failure(tmp_path / "logs" / "log") == "exit code 3: the reason"
     assert run_python("print('well')", tmp_path).failure(tmp_path / "logs" / "log") is None
+
+
+def test_the_line_that_speaks_of_an_error_is_the_reason(tmp_path: Path) -> None:
+    run_python("print('ValueError: the reason\\nmore about it'); raise SystemExit(1)", tmp_path)
+    assert last_line(tmp_path / "logs" / "log") == "ValueError: the reason"
 
 
 def test_the_memory_of_one_command_and_of_what_it_starts_is_seen(tmp_path: Path) -> None:
