@@ -12,6 +12,7 @@ from finetune.training_records import StepMetrics, TrainingSummary
 _TRAIN_RUNTIME = re.compile(r"'train_runtime': '?([\d.e+]+)'?")
 _STEP_LOSS = re.compile(r"\{'loss': '?([\d.e+-]+)'?")
 _TOKENS = re.compile(r"'num_tokens': '?([\d.e+]+)'?")
+_LITGPT_TOKENS = re.compile(r"Tokens w/ Prompt\s*:\s*(\d+)")
 _LITGPT_ITERATION = re.compile(r"iter \d+ step \d+ \| loss train: ([\d.]+),.*?iter time: ([\d.]+) ms( \(step\))?")
 
 
@@ -55,7 +56,9 @@ def parse_litgpt(text: str) -> Training:
     losses = [float(loss) for loss, _, at_step in found if at_step]  # the mean over the step's iterations
     if not losses:
         raise UnreadableLog("the log has no line with 'iter time' and '(step)'")
-    return Training(len(losses), sum(float(milliseconds) for _, milliseconds, _ in found) / 1000, _mean(losses))
+    seconds = sum(float(milliseconds) for _, milliseconds, _ in found) / 1000
+    tokens = _LITGPT_TOKENS.findall(text)
+    return Training(len(losses), seconds, _mean(losses), int(tokens[-1]) if tokens else None)
 
 
 def parse_loop(text: str) -> Training:

@@ -45,6 +45,8 @@ class RenderedRow:
     prompt: str
     answer: str
     """With the token that ends it."""
+    plain_answer: str
+    """Without it."""
     tokens: int
     trained_tokens: int
 
@@ -100,7 +102,7 @@ def render_rows(rows: Sequence[Row], model: Path) -> list[RenderedRow]:
         prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         answer = row.answer + str(tokenizer.eos_token)
         lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)]
-        rendered.append(RenderedRow(prompt, answer, sum(lengths), lengths[1]))
+        rendered.append(RenderedRow(prompt, answer, row.answer, sum(lengths), lengths[1]))
     return rendered
 
 
@@ -152,9 +154,10 @@ def write_rows(rows: Sequence[Row], model: Path, max_tokens: int, folder: Path) 
     write_messages(files.messages, [row for row, _ in kept])
     write_messages(files.held_out, HELD_OUT)
     _write_lines(files.texts, [{"prompt": text.prompt, "completion": text.answer} for text in rendered])
-    _write_instructions(files.litgpt / "train.json", rendered)
-    _write_instructions(files.litgpt / "val.json", seen[len(rows) :])
-    _write_instructions(files.llamafactory / "rows.json", rendered)
+    # LitGPT adds the token that ends an answer, and takes it off where it is there already.
+    _write_instructions(files.litgpt / "train.json", [(row.prompt, row.plain_answer) for row in rendered])
+    _write_instructions(files.litgpt / "val.json", [(row.prompt, row.plain_answer) for row in seen[len(rows) :]])
+    _write_instructions(files.llamafactory / "rows.json", [(row.prompt, row.answer) for row in rendered])
     information = {"rows": {"file_name": "rows.json", "columns": {"prompt": "instruction", "response": "output"}}}
     (files.llamafactory / "dataset_info.json").write_text(json.dumps(information), encoding="utf-8")
     return files, rendered
@@ -169,5 +172,7 @@ def _write_lines(path: Path, lines: Sequence[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def _write_instructions(path: Path, rows: Sequence[RenderedRow]) -> None:
-    path.write_text(json.dumps([{"instruction": row.prompt, "output": row.answer} for row in rows]), encoding="utf-8")
+def _write_instructions(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    path.write_text(
+        json.dumps([{"instruction": prompt, "output": answer} for prompt, answer in rows]), encoding="utf-8"
+    )

@@ -33,15 +33,19 @@ LLAMAFACTORY = """\
   train_runtime            = 0:00:40.17
 """
 LITGPT = """\
-Epoch 1 | iter 7 step 0 | loss train: 2.915, val: n/a | iter time: 10615.83 ms
-Epoch 1 | iter 8 step 1 | loss train: 2.964, val: n/a | iter time: 3100.00 ms (step)
-Epoch 1 | iter 9 step 1 | loss train: 2.804, val: n/a | iter time: 2000.17 ms
+Epoch 1 | iter 7 step 0 | loss train: 2.529, val: n/a | iter time: 4957.06 ms
+Epoch 1 | iter 8 step 1 | loss train: 2.597, val: n/a | iter time: 3384.31 ms (step)
+Epoch 1 | iter 9 step 1 | loss train: 2.545, val: n/a | iter time: 10853.85 ms
+| - Input Tokens              :   2646
+| - Tokens w/ Prompt          :   2646
+| - Total Tokens (w/ Padding) :   2646
+| - Training Time             :  85.14 s
 """
 
 
 def test_litgpt_is_timed_by_its_iterations_and_its_loss_is_that_of_steps() -> None:
     training = parse_litgpt(LITGPT)
-    assert training == Training(1, pytest.approx(15.716), 2.964, None)
+    assert training == Training(1, pytest.approx(19.19522), 2.597, 2646)
     with pytest.raises(UnreadableLog, match="iter time"):
         parse_litgpt("Verifying settings ...\n")
 

@@ -35,8 +35,8 @@ def test_all_forms_hold_the_same_text_and_leave_the_same_rows_out(tmp_path: Path
     assert texts[0] == ("<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n", "So.<|im_end|>")
     completions = [json.loads(line) for line in files.texts.read_text().splitlines()]
     assert [(row["prompt"], row["completion"]) for row in completions] == texts
-    for path in (files.litgpt / "train.json", files.llamafactory / "rows.json"):
-        assert [(row["instruction"], row["output"]) for row in json.loads(path.read_text())] == texts
+    for path, end in ((files.litgpt / "train.json", "<|im_end|>"), (files.llamafactory / "rows.json", "")):
+        assert [(row["instruction"], row["output"] + end) for row in json.loads(path.read_text())] == texts
 
 
 def test_a_row_counts_its_tokens_and_those_of_its_answer(tmp_path: Path) -> None:
