@@ -38,6 +38,10 @@ def log_probabilities(hidden_UD: Tensor, head_VD: Tensor, predictor_N: Tensor, t
 
     A hidden state that predicts several targets is multiplied with the head once.
     """
+    if _by_attention(hidden_UD, head_VD):
+        _, normalizer_U = _mean_row_and_normalizer(hidden_UD, head_VD)
+        scores_N = torch.linalg.vecdot(hidden_UD[predictor_N].float(), head_VD[targets_N].float())
+        return scores_N - normalizer_U[predictor_N]
     head = head_VD.float()
     found_N = hidden_UD.new_empty(len(targets_N), dtype=torch.float32)
     for start in range(0, len(hidden_UD), CHUNK_ROWS):
@@ -92,10 +96,16 @@ def _by_attention(hidden_ND: Tensor, head_VD: Tensor) -> bool:
 
 def _attended(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     """Return the losses and their gradients in fp32."""
+    mean_ND, normalizer_N = _mean_row_and_normalizer(hidden_ND, head_VD)
+    target_ND = head_VD[targets_N].float()
+    nll_N = normalizer_N - torch.linalg.vecdot(hidden_ND.float(), target_ND)
+    return nll_N, target_ND.neg_().add_(mean_ND)
+
+
+def _mean_row_and_normalizer(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the head's rows by probability, (N, D), and the log-sum-exp of the logits in fp32, (N,)."""
     head_11VD = head_VD[None, None]
     mean_11ND, normalizer_11N = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         hidden_ND[None, None], head_11VD, head_11VD, 0.0, False, scale=1.0
     )
-    target_ND = head_VD[targets_N].float()
-    nll_N = normalizer_11N.flatten() - torch.linalg.vecdot(hidden_ND.float(), target_ND)
-    return nll_N, target_ND.neg_().add_(mean_11ND[0, 0])
+    return mean_11ND[0, 0], normalizer_11N.flatten()

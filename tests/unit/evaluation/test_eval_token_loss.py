@@ -67,7 +67,7 @@ def test_chunks_do_not_show(count: int, chunk: int) -> None:
 
 @pytest.mark.parametrize("count", [1, CHUNK_ROWS + 1])
 def test_bfloat16_is_computed_in_fp32_and_returned_as_bfloat16(count: int) -> None:
-    """The attention that computes it takes exponentials to 20 bits."""
+    """The attention that computes it takes exponentials to 20 bits, and rounds the mean row to bf16, to 2⁻⁹."""
     hidden, head, targets = inputs(count, torch.bfloat16)
     losses, gradient = reference(hidden, head, targets, torch.ones(count))
     found = labelled_nll(hidden, head, targets)
@@ -76,7 +76,11 @@ def test_bfloat16_is_computed_in_fp32_and_returned_as_bfloat16(count: int) -> No
     assert found.dtype == torch.float32
     assert relative(found.detach(), losses) <= 1e-5
     assert hidden.grad.dtype == torch.bfloat16
-    assert relative(hidden.grad.float(), gradient.bfloat16().float()) <= 1e-3
+    assert relative(hidden.grad.float(), gradient) <= 2**-8
+    predictor = torch.arange(count).flip(0)
+    log_probability = log_probabilities(hidden.detach(), head, predictor, targets[predictor])
+    assert log_probability.dtype == torch.float32
+    assert relative(-log_probability, losses.detach()[predictor]) <= 1e-5
 
 
 def test_logits_rounded_to_bfloat16_would_be_noticed() -> None:
