@@ -47,8 +47,9 @@ class Damage:
 
 
 def _other(folder: Path, file: Path) -> Path:
-    """Return another file, of the same kind where there is one."""
-    others = sorted(path for path in folder.rglob("*") if path.is_file() and path != file)
+    """Return another file with other bytes, of the same kind where there is one."""
+    content = file.read_bytes()
+    others = sorted(path for path in folder.rglob("*") if path.is_file() and path.read_bytes() != content)
     return next((path for path in others if path.suffix == file.suffix), others[0])
 
 

@@ -169,7 +169,13 @@ def _refused(command: Command, folder: Path, out: Path, damage: Damage) -> str:
 
 def _sweep(whole: Path, below: str, commands: dict[str, Command], tmp_path: Path, amount: int) -> tuple[int, list[str]]:
     """Damage a copy of a folder below `whole` once for each case, and run the command on the copy."""
-    cases = [(name, damage) for name in commands for damage in damages_of(whole / below, EXTRA_OF_MODEL)]
+    # What publish.json does not list is not fetched, so that neither of the two ever reads it.
+    cases = [
+        (name, damage)
+        for name in commands
+        for damage in damages_of(whole / below, EXTRA_OF_MODEL)
+        if not (damage.way == EXTRA and name in ("pull", "verify"))
+    ]
     drawn, wrong = _drawn(cases, amount), []
     for name, damage in drawn:
         inside = Damage(f"{below}/{damage.name}" if below else damage.name, damage.way)
@@ -246,7 +252,7 @@ def publication(place: Workplace, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.slow
 def test_a_damaged_publication_is_refused(publication: Path, figures: Figures, tmp_path: Path) -> None:
-    cases, wrong = _sweep(publication, "merged", ON_A_PUBLICATION, tmp_path, figures.amount(30, 10_000))
+    cases, wrong = _sweep(publication, "merged", ON_A_PUBLICATION, tmp_path, figures.amount(40, 10_000))
     note = f"{', '.join(ON_A_PUBLICATION)}"
     claim = "a published merged model is refused by name"
     figures.report("Damaged files", claim, cases, "damages × commands", len(wrong), note)
