@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from evaluation.model import Attention
 from finetune.errors import MachineError
 from finetune.recipe import Recipe, Tracker
+
+if TYPE_CHECKING:
+    from evaluation.model import Attention  # brings torch, which a plan does without
 
 LayerPath = Literal["fused", "plain"]
 LossPath = Literal["labelled", "trl_fused"]

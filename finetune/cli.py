@@ -20,6 +20,7 @@ from evaluation.screen import PrintableConsole
 from finetune.adapter_cli import adapter
 from finetune.errors import MachineError, UserError
 from finetune.export_cli import export, export_adapter, launch_line
+from finetune.plan_cli import plan
 from finetune.publish_cli import publish
 from finetune.push_cli import pull, push, verify
 from finetune.repeat_cli import diff, rerun
@@ -168,6 +169,9 @@ def check(
     from finetune.checking import check_recipes
 
     raise typer.Exit(check_recipes(recipes, settings or [], here=here))
+
+
+app.command("plan", epilog="Example: finetune plan llama3.1-8b-qlora-chat --device rtx4090")(plan)
 
 
 @app.command(epilog="Example: finetune show icd10-quickstart --set seed=1")

@@ -73,7 +73,7 @@ def computes_bfloat16() -> bool:
 
     A processor without instructions for it took seven times as long as in float32 (docs/log.md).
     """
-    return _has_gpu() or bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
+    return has_gpu() or bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
 
 
 def settle_dtypes(recipe: Recipe, *, bfloat16: bool) -> Recipe:
@@ -115,7 +115,8 @@ def _driver() -> str | None:
     return found[0] if found else None
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Say whether there is a GPU that this build of torch could use, without importing torch."""
     build = version("torch")
     if build.endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False

@@ -29,6 +29,7 @@ LIGHT = {
     "finetune rerun --help": "from finetune.cli import main; main(['rerun', '--help'])",
     "finetune diff --help": "from finetune.cli import main; main(['diff', '--help'])",
     "finetune check": "from finetune.cli import main; main(['check', 'icd10-quickstart'])",
+    "finetune plan": "from finetune.cli import main; main(['plan', 'llama3.1-8b-qlora-chat', '--device', 'h100'])",
     "finetune list": "from finetune.cli import main; main(['list'])",
     "finetune list templates": "from finetune.cli import main; main(['list', 'templates'])",
     "finetune schema": "from finetune.cli import main; main(['schema'])",

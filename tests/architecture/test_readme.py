@@ -73,7 +73,7 @@ def test_command_is_accepted(shown: Shown) -> None:
     command.make_context(name, rest, resilient_parsing=False)
 
 
-TAKES_A_RECIPE = {"run", "prepare", "train", "merge", "evaluate", "report", "check", "show", "preview"}
+TAKES_A_RECIPE = {"run", "prepare", "train", "merge", "evaluate", "report", "check", "show", "plan", "preview"}
 
 
 @pytest.mark.parametrize("shown", [shown for shown in SHOWN if shown.words[0] == "finetune"], ids=str)

@@ -20,6 +20,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 MANY_PARAMETERS = {
     "evaluation.cli.run",
     "finetune.cli.run",
+    "finetune.plan_cli.plan",
     "finetune.publish_cli.publish",
     "finetune.talk_cli.chat",
     "finetune.talk_cli.serve",
