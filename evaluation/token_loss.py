@@ -30,7 +30,8 @@ def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tenso
     """
     if head_VD.requires_grad:
         raise ValueError("the output head is trainable; labelled_nll gives it no gradient")
-    return cast(Tensor, _LabelledNll.apply(hidden_ND, head_VD, targets_N))  # type: ignore[no-untyped-call]
+    with torch.autocast(hidden_ND.device.type, enabled=False):  # it would round the logits to bf16
+        return cast(Tensor, _LabelledNll.apply(hidden_ND, head_VD, targets_N))  # type: ignore[no-untyped-call]
 
 
 def log_probabilities(hidden_UD: Tensor, head_VD: Tensor, predictor_N: Tensor, targets_N: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def log_probabilities(hidden_UD: Tensor, head_VD: Tensor, predictor_N: Tensor, t
     if _by_attention(hidden_UD, head_VD):
         _, normalizer_U = _mean_row_and_normalizer(hidden_UD, head_VD)
         scores_N = torch.linalg.vecdot(hidden_UD[predictor_N].float(), head_VD[targets_N].float())
-        return scores_N - normalizer_U[predictor_N]
+        return cast(Tensor, scores_N - normalizer_U[predictor_N])
     head = head_VD.float()
     found_N = hidden_UD.new_empty(len(targets_N), dtype=torch.float32)
     for start in range(0, len(hidden_UD), CHUNK_ROWS):

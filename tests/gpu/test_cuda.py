@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import Workplace, write_classification
+from tiny_training import tiny_recipe
 
 from finetune.capabilities import choose, this_machine
 
@@ -26,8 +27,9 @@ def summary(place: Workplace) -> dict[str, object]:
 
 
 def test_the_fast_paths_are_chosen() -> None:
-    choices = choose(this_machine(), "bfloat16").named()
+    choices = choose(this_machine(), tiny_recipe(Path("base"), base={"dtype": "bfloat16"})).named()
     assert choices["autocast"] == "bfloat16"
+    assert choices["layers"] == "plain"
     assert choices["optimizer"] == "paged_adamw_8bit"
     assert choices["loss"] == ("trl_fused" if importlib.util.find_spec("triton") else "labelled")
 

@@ -83,6 +83,14 @@ def test_bfloat16_is_computed_in_fp32_and_returned_as_bfloat16(count: int) -> No
     assert relative(-log_probability, losses.detach()[predictor]) <= 1e-5
 
 
+def test_autocast_rounds_nothing() -> None:
+    hidden, head, targets = inputs(40)
+    alone = labelled_nll(hidden, head, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = labelled_nll(hidden, head, targets)
+    assert torch.equal(alone, within)
+
+
 def test_logits_rounded_to_bfloat16_would_be_noticed() -> None:
     hidden, head, targets = inputs(200, torch.bfloat16)
     rounded = cross_entropy((hidden.detach() @ head.T).float(), targets, reduction="none")
