@@ -97,6 +97,7 @@ KEYS: dict[str, tuple[Any, Any, str]] = {
     "training.keep": ("best", "last", "train"),
     "training.early_stopping.patience": (2, 3, "train"),
     "training.gradient_checkpointing": (False, True, "train"),
+    "training.kernels": ("auto", "plain", "train"),
     "training.devices": (1, 2, "report"),
     "training.checkpoints.every_steps": (1, 2, "report"),
     "training.checkpoints.every_minutes": (1, 2, "report"),

@@ -142,7 +142,7 @@ def test_contenders_are_the_base_the_adapter_as_trained_and_the_merge_as_shipped
     run.merged.mkdir()
     figures = dict.fromkeys(MergeProof.model_fields, 0.5)
     whole = {"onto": "full_precision", "dtype": "float16", "candidates": (), "probe_rows": 1, "probe_tokens": 1}
-    whole |= {"doors": (), "greedy": None}
+    whole |= {"doors": (), "greedy": None, "files": {}}
     proof = MergeProof.model_validate({**figures, **whole, "merged_sha256": "d" * 64})
     (run.merged / "merge.json").write_text(proof.model_dump_json())
 
