@@ -49,6 +49,12 @@ ACCUMULATED = {"tokens_per_micro_batch": 60}
 """Of a step of 160 tokens: three micro-batches."""
 KINDS: dict[str, dict[str, object]] = {
     "lora": {},
+    "layers of our own, accumulation": {"training": ACCUMULATED},
+    "layers of our own, qlora in bfloat16, packed, two epochs": {
+        "base": {"dtype": "bfloat16"},
+        "quantization": {"kind": "nf4"},
+        "training": ACCUMULATED | {"batches": "packed", "epochs": 2, "gradient_checkpointing": True},
+    },
     "lora, dropout": {"adapter": DROPOUT},
     "lora, dropout, accumulation": {"adapter": DROPOUT, "training": ACCUMULATED},
     "lora, packed, two epochs": {"adapter": DROPOUT, "training": ACCUMULATED | {"batches": "packed", "epochs": 2}},
