@@ -31,11 +31,19 @@ def why_plain(model: PeftModel) -> str | None:
     config = base.config
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
+    if config.attention_dropout:
+        return "its attention has dropout"
     for name, module in base.model.layers.named_modules():
         if name.rpartition(".")[2] in PROJECTIONS and (why := _why_plain_linear(module)):
             return f"{name} {why}"
-    others = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+    others = [name for name, p in model.named_parameters() if p.requires_grad and not _is_factor(name)]
     return f"{others[0]} is trained as well" if others else None
+
+
+def _is_factor(name: str) -> bool:
+    """Say whether a parameter is A or B of a projection."""
+    of = name.removesuffix(f".lora_A.{ADAPTER}.weight").removesuffix(f".lora_B.{ADAPTER}.weight")
+    return of != name and of.rpartition(".")[2] in PROJECTIONS
 
 
 def _why_plain_linear(module: nn.Module) -> str | None:

@@ -232,6 +232,9 @@ ASIDE: dict[str, tuple[Callable[[], PeftModel], str]] = {
     "a merged adapter": (_merged, "another adapter, or a merged one"),
     "biases": (lambda: adapted(llama(attention_bias=True)), "has a bias"),
     "another activation": (lambda: adapted(llama(hidden_act="gelu")), "gelu"),
+    "dropout in the attention": (lambda: adapted(llama(attention_dropout=0.1)), "attention has dropout"),
+    "an adapter on the head": (lambda: adapted(llama(), target_modules=["q_proj", "lm_head"]), "lm_head"),
+    "trained biases": (lambda: adapted(llama(), lora_bias=True), "is trained as well"),
     "trained embeddings": (lambda: adapted(llama(), modules_to_save=["embed_tokens"]), "is trained as well"),
 }
 
