@@ -23,8 +23,8 @@ SETTINGS = {
     "data.train.0.limit": "32",
     "data.validation.limit": "8",
     "data.held_out.limit": "8",
-    "training.tokens_per_step": "256",
-    "training.tokens_per_micro_batch": "128",
+    "training.tokens_per_step": "512",
+    "training.tokens_per_micro_batch": "256",
     "training.checkpoints.every_steps": "1",
     "adapter.dropout": "0.1",
 }
