@@ -25,3 +25,9 @@ def keep_freed_memory() -> bool:
     settings = {M_MMAP_THRESHOLD: KEPT_BYTES, M_TRIM_THRESHOLD: KEPT_BYTES, M_TOP_PAD: STEP_BYTES}
     taken = [mallopt(name, value) for name, value in settings.items()]
     return taken == [1] * len(settings)
+
+
+def return_freed_memory() -> None:
+    """Hand back what lies free between blocks that are in use: sizes that change from step to step leave gaps."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

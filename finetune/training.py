@@ -52,7 +52,7 @@ from finetune.recipe import Recipe
 from finetune.signals import Signals, Stop
 from finetune.stopped import Witness, keeping_evidence
 from finetune.training_arguments import apply_plan, build_arguments
-from finetune.training_callbacks import Recorder, ValidationLog, Validator
+from finetune.training_callbacks import MemoryReturner, Recorder, ValidationLog, Validator
 from finetune.training_checkpoints import Checkpointer, load_saved
 from finetune.training_forward import restore_forward
 from finetune.training_guards import GradientGuard, WeightGuard
@@ -161,6 +161,7 @@ def _learn(trainer: RecipeTrainer, model: LanguageModel, task: _Task, reporter: 
     weights = WeightGuard(model.model)
     trainer.add_callback(GradientGuard(model.model))
     trainer.add_callback(weights)
+    trainer.add_callback(MemoryReturner())
     trainer.memory.say = reporter.say
     validator = _build_validator(job, model, steps, saved.validation if saved else None)
     if validator:

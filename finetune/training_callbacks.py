@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from evaluation.allocator import return_freed_memory
 from evaluation.inference import LanguageModel
 from evaluation.rendering import Example
 from finetune.adapter import adapter_weights
@@ -20,6 +21,9 @@ from finetune.console import TrainingBar
 from finetune.errors import TrainingStopped
 from finetune.loss_watch import diverges_now, told_divergence
 from finetune.training_records import StepMetrics
+
+MEMORY_EVERY = 8
+"""Steps from one return of freed memory to the next; asking for it again takes a tenth of a step."""
 
 
 @dataclass
@@ -151,3 +155,12 @@ class Recorder(TrainerCallback):
             self._bar.note(told_divergence(diverged))
         last_validation = validation[max(validation)] if validation else None
         self._bar.update(line.step, logs["loss"], line.tokens / line.seconds, last_validation)
+
+
+class MemoryReturner(TrainerCallback):
+    """Hands freed memory back from time to time, where the process keeps it (`evaluation.allocator`)."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Do so every few steps."""
+        if state.global_step % MEMORY_EVERY == 0:
+            return_freed_memory()
