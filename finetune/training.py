@@ -104,9 +104,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
     model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
-    if choices.layers == "fused" and (why := why_plain(model)):
-        reporter.say(f"  its layers are computed by the libraries: {why}")
-        choices = replace(choices, layers="plain")
+    choices = _without_fused_layers_where_unknown(choices, model, reporter)
 
     examples = load_examples(job.run.data / "train.arrow")
     lengths = read_lengths(examples).tolist()
@@ -137,6 +135,15 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
         if summary.plateau and writes:
             reporter.say(f"  {told_plateau(summary.plateau)}")
         write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))
+
+
+def _without_fused_layers_where_unknown(choices: Choices, model: PeftModel, reporter: Reporter) -> Choices:
+    """Leave the layers to the libraries where ours do not know this model, and say why."""
+    why = why_plain(model) if choices.layers == "fused" else None
+    if why is None:
+        return choices
+    reporter.say(f"  its layers are computed by the libraries: {why}")
+    return replace(choices, layers="plain")
 
 
 @dataclass(frozen=True)
