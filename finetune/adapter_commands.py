@@ -17,6 +17,7 @@ from finetune.base_files import BaseFiles, open_base
 from finetune.bases import resolve_base
 from finetune.console import Reporter
 from finetune.errors import DataError
+from finetune.merge_records import MERGE_FILE
 from finetune.merging_check import prove_folded
 from finetune.merging_shards import check_fits, fold_shards
 from finetune.merging_tokenizer import copy_tokenizer
@@ -171,7 +172,7 @@ def merge_adapter(folder: Path, base: str | None, out: Path, dtype: str, cache: 
         for path in merged.iterdir():
             path.rename(staging / path.name)
         merged.rmdir()
-        write_model(staging / "merge.json", proof)
+        write_model(staging / MERGE_FILE, proof)
     captured = "" if proof.least_captured is None else f", at least {proof.least_captured:.1%} of each change kept"
     reporter.say(f"{out}: {len(proof.modules)} modules folded, largest error {proof.largest_error:.1e}{captured}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from evaluation.model import ModelSpec, Quantization
 from finetune.adapter import adapter_hash
 from finetune.bases import ResolvedBase
-from finetune.merge_records import MergeProof
+from finetune.merge_records import MERGE_FILE, MergeProof
 from finetune.recipe import Recipe
 from finetune.run_directory import RunDirectory
 from finetune.scoring import Contender
@@ -33,7 +33,7 @@ def contenders(recipe: Recipe, run: RunDirectory, base: ResolvedBase) -> list[Co
     The base is scored unquantized: it is what a person would use without this run, and the harder one to beat.
     """
     wanted = recipe.evaluation.contenders or ()
-    proof = MergeProof.model_validate_json((run.merged / "merge.json").read_bytes())
+    proof = MergeProof.model_validate_json((run.merged / MERGE_FILE).read_bytes())
     return [
         Contender("base", ModelSpec(base.folder, dtype=recipe.base.dtype), base.sha256),
         Contender("adapter", trained_spec(recipe, run, base.folder), base.sha256, adapter_hash(run.adapter)),

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from finetune.records import Record
 
+MERGE_FILE = "merge.json"
+"""The proof of a merge, beside the merged weights."""
+
 
 class MergeCandidate(Record):
     """One way of folding, measured on the validation rows."""

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evaluation.files import hashes_of_folder, sha256_of_hashes
 from finetune.base_hashes import is_of_base
 from finetune.errors import DataError
+from finetune.merge_records import MERGE_FILE
 from finetune.publish_manifest import MANIFEST_FILE, load_manifest
 from finetune.run_directory import RunDirectory
-
-MERGE_FILE = "merge.json"
 
 
 class _Proven(BaseModel):

@@ -20,7 +20,7 @@ from finetune.door_conversations import door_conversations
 from finetune.doors import as_the_base_speaks, compare_doors, folder_door, training_door
 from finetune.errors import ProofFailed
 from finetune.example_files import example_at, load_examples
-from finetune.merge_records import DoorProof, MergeCandidate, MergeProof
+from finetune.merge_records import MERGE_FILE, DoorProof, MergeCandidate, MergeProof
 from finetune.merging_answers import answer_greedily, compare_greedy, greedy_prompts
 from finetune.merging_fold import Folding, Onto, fold, load_unfolded, save_merged
 from finetune.merging_limits import (
@@ -91,7 +91,7 @@ def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Repor
             MergeCandidate(onto=c.onto, validation_nll=c.nll_merged if held_back else None) for c in candidates
         )
         write_model(
-            staging / "merge.json", best.model_copy(update={"candidates": measured, "doors": doors, "seconds": seconds})
+            staging / MERGE_FILE, best.model_copy(update={"candidates": measured, "doors": doors, "seconds": seconds})
         )
     kept = "no gain to keep" if best.gain_kept is None else f"{best.gain_kept:.1%} of the gain kept"
     reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {kept}")

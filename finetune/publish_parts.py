@@ -11,8 +11,7 @@ from pydantic import JsonValue
 
 from evaluation.files import sha256_of_file, sha256_of_json, write_model
 from finetune.base_hashes import is_of_base
-from finetune.merge_records import MergeProof
-from finetune.merged_files import MERGE_FILE
+from finetune.merge_records import MERGE_FILE, MergeProof
 from finetune.peft_config import CONFIG_FILE
 from finetune.peft_weights import ADAPTER_FILE
 from finetune.publish_manifest import PublishedBase

@@ -12,8 +12,8 @@ from finetune.console import Reporter
 from finetune.disk_space import SMALL_FILES, folder_size, require_space
 from finetune.errors import DataError, ProofFailed
 from finetune.licences import Decision, base_input, data_inputs, work_out
-from finetune.merge_records import MergeProof
-from finetune.merged_files import MERGE_FILE, check_merged_files
+from finetune.merge_records import MERGE_FILE, MergeProof
+from finetune.merged_files import check_merged_files
 from finetune.peft_weights import ADAPTER_FILE
 from finetune.publish_folder import Finished, fill_folder
 from finetune.publish_manifest import MANIFEST_FILE, Manifest, Part

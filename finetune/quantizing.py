@@ -21,8 +21,8 @@ from finetune.disk_space import require_space, weights_bytes
 from finetune.door_conversations import door_conversations
 from finetune.doors import ANSWER, as_the_base_speaks, compare_tokenizers
 from finetune.errors import DataError, ProofFailed
-from finetune.merge_records import DoorProof, MergeProof
-from finetune.merged_files import MERGE_FILE, model_folder
+from finetune.merge_records import MERGE_FILE, DoorProof, MergeProof
+from finetune.merged_files import model_folder
 from finetune.merging_proof import Probe, agreement, answer_logits, build_probe, largest_difference, mean_kl
 from finetune.merging_tokenizer import copy_tokenizer, stated_stops
 

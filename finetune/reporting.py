@@ -8,7 +8,7 @@ from evaluation.runner import Scored
 from evaluation.task import LoadedTask
 from evaluation.task_file import load_task
 from finetune.audit_records import Audit
-from finetune.merge_records import MergeProof
+from finetune.merge_records import MERGE_FILE, MergeProof
 from finetune.recipe import Recipe
 from finetune.records import Environment
 from finetune.report import ReportInputs, TaskScores, build_report, write_report
@@ -28,7 +28,7 @@ def report_run(recipe: Recipe, run: RunDirectory, command: str) -> str:
         audit=Audit.model_validate_json((run.data / "audit.json").read_bytes()),
         steps=tuple(StepMetrics.model_validate_json(line) for line in metrics),
         training=TrainingSummary.model_validate_json((run.training / "summary.json").read_bytes()),
-        merge=MergeProof.model_validate_json((run.merged / "merge.json").read_bytes()),
+        merge=MergeProof.model_validate_json((run.merged / MERGE_FILE).read_bytes()),
         environment=Environment.model_validate_json(run.environment.read_bytes()),
         stages=run.stage_times(("prepare", "train", "merge", "evaluate")),
         tasks=tuple(_task_scores(name, run, recipe.seed) for name in recipe.evaluation.tasks),

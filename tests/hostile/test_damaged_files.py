@@ -25,7 +25,8 @@ from finetune.cache import file_entry
 from finetune.errors import DataError, MachineError
 from finetune.gguf_export import export_gguf
 from finetune.hub import fetch_dataset_files, fetch_model
-from finetune.merged_files import MERGE_FILE, check_merged_files
+from finetune.merge_records import MERGE_FILE
+from finetune.merged_files import check_merged_files
 from finetune.publish_manifest import MANIFEST_FILE, load_manifest
 from finetune.publish_parts import write_merged_part
 from finetune.pypi import fetch_pypi
