@@ -21,6 +21,8 @@ LONGEST_END = 8.0
 """Seconds that a stage may take to end; whatever it waits for then, a download say, is left behind."""
 ONE_PRESS = 0.5
 """Seconds in which a second SIGINT is the first one once more, from a wrapper that passes it on."""
+FINALIZED = 0.02
+"""Seconds in which a finalizer has ended."""
 GO_ON = "interrupted; what is finished is kept, and the same command goes on from there"
 NOTHING_BY_HALVES = "interrupted; nothing is left half-written, and the same command does it again"
 
@@ -78,9 +80,11 @@ class Signals:
         main = threading.current_thread() is threading.main_thread()  # Python lets no other thread hear
         heard = [number for number in HEARD if main and signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._hear) for number in heard}
+        told_unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_later
         try:
             yield
         finally:
+            sys.unraisablehook = told_unraisable
             for number, handler in before.items():
                 signal.signal(number, handler)
             if self._last_resort is not None:
@@ -126,10 +130,24 @@ class Signals:
         self._number, self._heard_at = number, time.monotonic()
         if self._ask is not None and self._ask():
             return
-        self._last_resort = threading.Timer(LONGEST_END, _leave, [128 + number, self._what])
-        self._last_resort.daemon = True
-        self._last_resort.start()
+        if self._last_resort is None:
+            self._last_resort = _later(LONGEST_END, lambda: _leave(128 + number, self._what))
         self.end()
+
+    def _raise_later(self, said: sys.UnraisableHookArgs) -> None:
+        """Have a signal that came while a finalizer ran, from which Python lets nothing be raised, come once more."""
+        if isinstance(said.exc_value, Interrupted):
+            number, self._number = said.exc_value.number, None
+            _later(FINALIZED, lambda: os.kill(os.getpid(), number))
+        else:
+            sys.__unraisablehook__(said)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _leave(status: int, what: str) -> None:

@@ -59,6 +59,20 @@ NOTHING_TO_WAIT_FOR = """
         begun()
         time.sleep(60)
 """
+A_FINALIZER = """
+        class Finalized:
+            def __del__(self):
+                begun()
+                time.sleep(1)
+        Finalized()
+        time.sleep(60)
+"""
+ANOTHER_FAULT_IN_ONE = """
+        class Finalized:
+            def __del__(self): raise ValueError("of its own")
+        begun()
+        Finalized()
+"""
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
@@ -194,3 +208,17 @@ def test_a_stop_file_asks_the_processes_that_train(tmp_path: Path) -> None:
     assert stop.asked()
     with pytest.raises(Interrupted, match="saved"):
         stop.end("saved")
+
+
+@BOTH
+def test_one_that_comes_while_a_finalizer_runs_ends_all_the_same(number: signal.Signals) -> None:
+    """Python prints what a finalizer raises, with a traceback, and goes on."""
+    process = started(A_FINALIZER)
+    process.send_signal(number)
+    assert ended(process) == (128 + number, f"{GO_ON}\n")
+
+
+def test_what_else_goes_wrong_in_a_finalizer_is_told() -> None:
+    status, said = ended(started(ANOTHER_FAULT_IN_ONE))
+    assert status == 0
+    assert "of its own" in said
