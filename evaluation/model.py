@@ -165,6 +165,11 @@ def frozen_weight(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     return layer.weight
 
 
+def is_dense(layer: torch.nn.Linear) -> bool:
+    """Say whether the weight of a layer is stored as what it is computed with."""
+    return type(layer) is torch.nn.Linear
+
+
 def _quantization_options(quantization: Quantization | None, dtype: torch.dtype) -> dict[str, BitsAndBytesConfig]:
     if quantization is None:
         return {}  # None, passed on, would take a quantized folder for one that is not

@@ -7,6 +7,7 @@ datasets/<key>/          links to the files of one split of a hub data set
 rows/<key>/              what a source's rows became, with their account
 examples/<key>.arrow     what a chunk of conversations became, its hash beside it
 hub/                     laid out by huggingface_hub
+kernels/<key>-<sha256>.so what elementwise.cpp was compiled to
 fetched/<key>.sha256     what the files of a fetched model or data set were
 """
 
@@ -66,6 +67,11 @@ def gguf_entry(cache: Path, key: str) -> Path:
 def hub_folder(cache: Path) -> Path:
     """Name the folder that huggingface_hub keeps its snapshots in."""
     return cache / "hub"
+
+
+def kernels_folder(cache: Path) -> Path:
+    """Name the folder of what was compiled for this machine."""
+    return cache / "kernels"
 
 
 def fetched_voucher(cache: Path, key: str) -> Path:

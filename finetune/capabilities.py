@@ -7,12 +7,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from finetune.errors import MachineError
+from finetune.machine import compiler_version
 from finetune.recipe import Recipe, Tracker
 
 if TYPE_CHECKING:
     from evaluation.model import Attention  # brings torch, which a plan does without
 
 LayerPath = Literal["fused", "plain"]
+ElementwisePath = Literal["compiled", "torch"]
 LossPath = Literal["labelled", "trl_fused"]
 Optimizer = Literal["adamw_torch", "paged_adamw_8bit"]
 
@@ -30,6 +32,7 @@ class Machine:
     triton: bool = False
     flash_attention: bool = False
     bitsandbytes: bool = True
+    compiler: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Choices:
     bf16_autocast: bool
     layers: LayerPath = "plain"
     """`fused`: each decoder layer as one function of ours; `plain`: transformers' and peft's."""
+    elementwise: ElementwisePath = "torch"
+    """What computes all of a fused layer but its products: functions of ours compiled for this machine, or torch's."""
 
     def named(self) -> dict[str, str]:
         """Return the choices as text."""
         return {
             "attention": self.attention,
-            "layers": self.layers,
+            "layers": f"fused, {self.elementwise}" if self.layers == "fused" else self.layers,
             "loss": self.loss,
             "optimizer": self.optimizer,
             "autocast": "bfloat16" if self.bf16_autocast else "off",
@@ -70,7 +75,7 @@ def this_machine() -> Machine:
     import torch
 
     if not torch.cuda.is_available():
-        return Machine(cuda=False)
+        return Machine(cuda=False, compiler=compiler_version() is not None)
     return Machine(
         cuda=True,
         cuda_capability=torch.cuda.get_device_capability(),
@@ -90,7 +95,8 @@ def choose(machine: Machine, recipe: Recipe) -> Choices:
     if not machine.cuda:
         known = recipe.adapter.dropout == 0 and recipe.adapter.variant != "dora"
         layers: LayerPath = "fused" if known and recipe.training.kernels == "auto" else "plain"
-        return Choices("sdpa", "labelled", "adamw_torch", bf16_autocast=False, layers=layers)
+        elementwise: ElementwisePath = "compiled" if machine.compiler and layers == "fused" else "torch"
+        return Choices("sdpa", "labelled", "adamw_torch", bf16_autocast=False, layers=layers, elementwise=elementwise)
     flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
     return Choices(
         attention="flash_attention_2" if flash else "sdpa",

@@ -6,45 +6,15 @@ attention, SwiGLU. What is cheap to compute anew in the backward pass is not kep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from finetune.fused_attention import Attended, Group, Heads, attend, attend_backward
-from finetune.fused_linear import Factors, Linear, build_factors, project, project_backward
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A root-mean-square norm; its weight is frozen."""
-
-    weight_D: Tensor
-    epsilon: float
-
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normed tokens, and what each was multiplied with, (T, 1) in fp32."""
-        size_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=torch.float32)
-        scale_T1 = size_T1.square_().div_(x_TD.shape[1]).add_(self.epsilon).rsqrt_()
-        return self.weighed(unit(x_TD, scale_T1), x_TD.dtype), scale_T1
-
-    def weighed(self, unit_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the normed tokens, of the size that they were trained with."""
-        return unit_TD * self.weight_D if dtype == torch.float32 else unit_TD.to(dtype).mul_(self.weight_D)
-
-    def backward(self, slope_TD: Tensor, unit_TD: Tensor, scale_T1: Tensor) -> Tensor:
-        """Return the gradient of the tokens, in fp32."""
-        slope = (slope_TD * self.weight_D).float()
-        along_T1 = torch.linalg.vecdot(slope, unit_TD).div_(-unit_TD.shape[1])[:, None]
-        return slope.addcmul_(unit_TD, along_T1).mul_(scale_T1)
-
-
-def unit(x_TD: Tensor, scale_T1: Tensor) -> Tensor:
-    """Return the tokens at a mean square of 1, in fp32."""
-    return x_TD * scale_T1 if x_TD.dtype == torch.float32 else x_TD.float().mul_(scale_T1)
+from finetune.elementwise import Elementwise, Norm
+from finetune.fused_attention import Attended, Attention, Row
+from finetune.fused_linear import Factors, Stack, build_factors, project, project_backward
 
 
 @dataclass(frozen=True)
@@ -52,24 +22,24 @@ class Layer:
     """The parts of a decoder layer."""
 
     input_norm: Norm
-    inputs: tuple[Linear, Linear, Linear]
+    inputs: Stack
     """q, k, v"""
-    output: Linear
+    output: Stack
     mlp_norm: Norm
-    gates: tuple[Linear, Linear]
+    gates: Stack
     """gate, up"""
-    down: Linear
-    heads: Heads
+    down: Stack
+    attention: Attention
+    elementwise: Elementwise
 
     def trained(self) -> list[nn.Parameter | None]:
         """Return A and B of all seven projections, in their order."""
-        linears = (*self.inputs, self.output, *self.gates, self.down)
-        return [factor for linear in linears for factor in (linear.a_RI, linear.b_OR)]
+        stacks = (self.inputs, self.output, self.gates, self.down)
+        return [factor for stack in stacks for linear in stack.linears for factor in (linear.a_RI, linear.b_OR)]
 
     def adapters(self, dtype: torch.dtype) -> Adapters:
         """Copy the adapters as they are now into the type of the computation."""
-        groups = (self.inputs, (self.output,), self.gates, (self.down,))
-        return Adapters(*[build_factors(linears, dtype) for linears in groups])
+        return Adapters(*[build_factors(stack, dtype) for stack in (self.inputs, self.output, self.gates, self.down)])
 
 
 @dataclass(frozen=True)
@@ -83,51 +53,19 @@ class Adapters:
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """Turns the heads of each token by its position (https://arxiv.org/abs/2104.09864)."""
-
-    cos_T1E: Tensor
-    sin_T1E: Tensor
-    """Negative in the first half of each head."""
-
-    def forward(self, x_TN: Tensor) -> Tensor:
-        """Turn queries or keys."""
-        return self._turned(x_TN, 1)
-
-    def backward(self, slope_TN: Tensor) -> Tensor:
-        """Turn their gradients the other way."""
-        return self._turned(slope_TN, -1)
-
-    def _turned(self, x_TN: Tensor, way: int) -> Tensor:
-        x = x_TN.view(len(x_TN), -1, self.cos_T1E.shape[-1])
-        return (x * self.cos_T1E).addcmul_(x.roll(x.shape[-1] // 2, -1), self.sin_T1E, value=way).view_as(x_TN)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Where the documents of a row lie, and how each token is turned."""
-
-    groups: Sequence[Group]
-    queries: Rotation
-    """Scales them as well, by 1 / √E."""
-    keys: Rotation
-
-
-@dataclass(frozen=True)
 class Kept:
     """What the backward pass does not compute anew."""
 
     input_scale: Tensor
-    input_low: Tensor | None
+    input_low: Tensor
     attended: list[Attended]
-    heard_TN: Tensor
-    output_low: Tensor | None
+    heard_TW: Tensor
+    output_low: Tensor
     middle_TD: Tensor
     middle_scale: Tensor
-    gate_TF: Tensor
-    up_TF: Tensor
-    gate_low: Tensor | None
-    down_low: Tensor | None
+    gates_TG: Tensor
+    gate_low: Tensor
+    down_low: Tensor
 
 
 def compute(layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor, *, recompute: bool) -> Tensor:
@@ -156,17 +94,18 @@ class _Computed(torch.autograd.Function):
 
 
 def _forward(layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor) -> tuple[Tensor, Kept]:
-    normed_TD, input_scale = layer.input_norm.forward(x_TD)
-    (q, k, v), input_low = project(normed_TD, layer.inputs, adapters.inputs)
-    heard_TN, attended = attend(row.queries.forward(q), row.keys.forward(k), v, row.groups, layer.heads)
-    (said_TD,), output_low = project(heard_TN, (layer.output,), adapters.output)
+    parts = layer.elementwise
+    normed_TW, input_scale = parts.norm(x_TD, layer.input_norm, layer.inputs.ranks)
+    qkv_TN, input_low = project(normed_TW, layer.inputs, adapters.inputs)
+    heard_TW, attended = layer.attention.forward(qkv_TN, row, layer.output.ranks)
+    said_TD, output_low = project(heard_TW, layer.output, adapters.output)
     middle_TD = said_TD.add_(x_TD)
-    normed_TD, middle_scale = layer.mlp_norm.forward(middle_TD)
-    (gate, up), gate_low = project(normed_TD, layer.gates, adapters.gates)
-    (y_TD,), down_low = project(functional.silu(gate).mul_(up), (layer.down,), adapters.down)
+    normed_TW, middle_scale = parts.norm(middle_TD, layer.mlp_norm, layer.gates.ranks)
+    gates_TG, gate_low = project(normed_TW, layer.gates, adapters.gates)
+    y_TD, down_low = project(parts.swiglu(gates_TG, layer.down.ranks), layer.down, adapters.down)
     y_TD += middle_TD
     kept = Kept(
-        input_scale, input_low, attended, heard_TN, output_low, middle_TD, middle_scale, gate, up, gate_low, down_low
+        input_scale, input_low, attended, heard_TW, output_low, middle_TD, middle_scale, gates_TG, gate_low, down_low
     )
     return y_TD, kept
 
@@ -174,28 +113,18 @@ def _forward(layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor) -> tuple[
 def _backward(
     layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor, kept: Kept, slope_TD: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    dtype = x_TD.dtype
-    swish = functional.silu(kept.gate_TF)
-    dact_TF, down_gradients = project_backward(
-        (slope_TD,), swish * kept.up_TF, kept.down_low, (layer.down,), adapters.down
-    )
-    dup_TF = swish.mul_(dact_TF)
-    dgate_TF = torch.ops.aten.silu_backward(dact_TF.mul_(kept.up_TF), kept.gate_TF)
-    middle_unit = unit(kept.middle_TD, kept.middle_scale)
-    normed_TD = layer.mlp_norm.weighed(middle_unit, dtype)
-    dnormed_TD, gate_gradients = project_backward(
-        (dgate_TF, dup_TF), normed_TD, kept.gate_low, layer.gates, adapters.gates
-    )
-    dmiddle_TD = layer.mlp_norm.backward(dnormed_TD, middle_unit, kept.middle_scale).to(dtype).add_(slope_TD)
+    parts = layer.elementwise
+    act_TF = parts.swiglu(kept.gates_TG, 0)
+    dact_TF, down_gradients = project_backward(slope_TD, act_TF, kept.down_low, layer.down, adapters.down)
+    dgates_TG = parts.swiglu_backward(dact_TF, kept.gates_TG)
+    normed_TD = parts.norm_again(kept.middle_TD, kept.middle_scale, layer.mlp_norm)
+    dnormed_TD, gate_gradients = project_backward(dgates_TG, normed_TD, kept.gate_low, layer.gates, adapters.gates)
+    dmiddle_TD = parts.norm_backward(dnormed_TD, kept.middle_TD, kept.middle_scale, layer.mlp_norm, slope_TD)
 
-    dheard_TN, output_gradients = project_backward(
-        (dmiddle_TD,), kept.heard_TN, kept.output_low, (layer.output,), adapters.output
-    )
-    dq, dk, dv = attend_backward(dheard_TN, kept.attended, row.groups, layer.heads)
-    input_unit = unit(x_TD, kept.input_scale)
-    normed_TD = layer.input_norm.weighed(input_unit, dtype)
-    dnormed_TD, input_gradients = project_backward(
-        (row.queries.backward(dq), row.keys.backward(dk), dv), normed_TD, kept.input_low, layer.inputs, adapters.inputs
-    )
-    dx_TD = layer.input_norm.backward(dnormed_TD, input_unit, kept.input_scale).to(dtype).add_(dmiddle_TD)
+    heard_TN = kept.heard_TW[:, : layer.output.inputs]
+    dheard_TN, output_gradients = project_backward(dmiddle_TD, heard_TN, kept.output_low, layer.output, adapters.output)
+    dqkv_TN = layer.attention.backward(dheard_TN, kept.attended, row)
+    normed_TD = parts.norm_again(x_TD, kept.input_scale, layer.input_norm)
+    dnormed_TD, input_gradients = project_backward(dqkv_TN, normed_TD, kept.input_low, layer.inputs, adapters.inputs)
+    dx_TD = parts.norm_backward(dnormed_TD, x_TD, kept.input_scale, layer.input_norm, dmiddle_TD)
     return dx_TD, [*input_gradients, *output_gradients, *gate_gradients, *down_gradients]

@@ -1,21 +1,27 @@
-"""Linear layers of one input with their low-rank adapters, as products with a backward pass written out.
+"""Linear layers of one input with their low-rank adapters, as one product with a backward pass written out.
 
-y = x Wᵀ + s (x Aᵀ) Bᵀ, where W is frozen, dense or stored in NF4, and A and B are trained in fp32 and computed in the
-type of x (https://arxiv.org/abs/2106.09685). The As of layers with the same input are one product.
-Shapes: T tokens, I inputs, O outputs, R the rank, S the ranks of all layers together.
+y = x Wᵀ + s (x Aᵀ) Bᵀ = [x, x Aᵀ] [W, s B]ᵀ, where W is frozen, dense or stored in NF4, and A and B are trained in fp32
+and computed in the type of x (https://arxiv.org/abs/2106.09685). The layers lie one below the other in [W, s B], so
+that q, k and v are one product, and s B beside W, so that the adapter is no second pass over y.
+Shapes: T tokens, I inputs, O outputs of all layers together, S their ranks together, W = I + S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from evaluation.model import frozen_weight
+from evaluation.model import frozen_weight, is_dense
+from finetune.matrix_product import product
+
+BEYOND = 64
+"""Zeros behind a weight whose rows are parts of wider ones, since oneDNN reads past the end of the last."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +40,39 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Layers that have the same input."""
+
+    linears: tuple[Linear, ...]
+    kept_OW: Tensor | None
+    """W, with room for s B beside it, where W is dense; the frozen layers' own weights are views of it."""
+
+    @property
+    def inputs(self) -> int:
+        """Count the inputs."""
+        return self.linears[0].layer.in_features
+
+    @property
+    def ranks(self) -> int:
+        """Count the ranks of all adapters."""
+        return sum(linear.rank for linear in self.linears)
+
+    def places(self) -> Iterator[tuple[Linear, slice, slice]]:
+        """Yield each layer, its outputs, and the place of its adapter among the ranks."""
+        outputs = pairwise(accumulate((one.layer.out_features for one in self.linears), initial=0))
+        ranks = pairwise(accumulate((one.rank for one in self.linears), initial=0))
+        for linear, rows, columns in zip(self.linears, outputs, ranks, strict=True):
+            yield linear, slice(*rows), slice(*columns)
+
+
+@dataclass(frozen=True)
 class Factors:
-    """The adapters of layers that share an input, in the type of the computation."""
+    """The adapters of a stack as they were at one moment, in the type of the computation."""
 
-    a_SI: Tensor | None
-    """One below the other; none where no layer has an adapter."""
-    scaled_b: tuple[Tensor | None, ...]
-    """s B of each layer, (O, R)."""
-
-    def low(self, low_TS: Tensor | None, linears: Sequence[Linear]) -> list[Tensor | None]:
-        """Cut x Aᵀ (T, S) into the part (T, R) of each layer."""
-        if low_TS is None:
-            return [None] * len(linears)
-        parts = low_TS.split([linear.rank for linear in linears], dim=1)
-        return [part if linear.rank else None for part, linear in zip(parts, linears, strict=True)]
+    a_SW: Tensor
+    """One below the other, and zeros beside them, where x has room for x Aᵀ."""
+    weight_OW: Tensor | None
+    """[W, s B] of a dense stack; of one in NF4 it is made at each use, and kept by nobody."""
 
 
 def build_linear(module: nn.Module, adapter: str) -> Linear:
@@ -59,43 +84,73 @@ def build_linear(module: nn.Module, adapter: str) -> Linear:
     return Linear(frozen, parts.lora_A[adapter].weight, parts.lora_B[adapter].weight, parts.scaling[adapter])
 
 
-def build_factors(linears: Sequence[Linear], dtype: torch.dtype) -> Factors:
+def build_stack(linears: Sequence[Linear]) -> Stack:
+    """Put layers together; dense weights move to where s B has room beside them."""
+    stack = Stack(tuple(linears), None)
+    if not all(is_dense(linear.layer) for linear in linears):
+        return stack
+    like = linears[0].layer.weight
+    outputs = sum(linear.layer.out_features for linear in linears)
+    width = stack.inputs + stack.ranks
+    kept_OW = like.new_zeros(outputs * width + BEYOND)[: outputs * width].view(outputs, width)
+    for linear, rows, _ in stack.places():
+        kept_OW[rows, : stack.inputs] = linear.layer.weight.data
+        linear.layer.weight.data = kept_OW[rows, : stack.inputs]
+    return Stack(stack.linears, kept_OW)
+
+
+def build_factors(stack: Stack, dtype: torch.dtype) -> Factors:
     """Copy the adapters as they are now into the type of the computation."""
-    a = [linear.a_RI.detach().to(dtype) for linear in linears if linear.a_RI is not None]
-    scaled_b = [
-        None if linear.b_OR is None else (linear.b_OR.detach() * linear.scaling).to(dtype) for linear in linears
-    ]
-    return Factors(torch.cat(a) if a else None, tuple(scaled_b))
+    a_SW = torch.zeros(stack.ranks, stack.inputs + stack.ranks, dtype=dtype)
+    for linear, _, columns in stack.places():
+        if linear.a_RI is not None:
+            a_SW[columns, : stack.inputs] = linear.a_RI.detach()
+    if stack.kept_OW is not None:
+        _write_adapters(stack, stack.kept_OW)
+    return Factors(a_SW, stack.kept_OW)
 
 
-def project(x_TI: Tensor, linears: Sequence[Linear], factors: Factors) -> tuple[list[Tensor], Tensor | None]:
-    """Return y (T, O) of each layer, and x Aᵀ (T, S), which the backward pass needs."""
-    low_TS = None if factors.a_SI is None else x_TI @ factors.a_SI.T
-    outputs = []
-    for linear, b_OR, low_TR in zip(linears, factors.scaled_b, factors.low(low_TS, linears), strict=True):
-        y_TO = x_TI @ frozen_weight(linear.layer, x_TI.dtype).T
-        outputs.append(y_TO if low_TR is None or b_OR is None else y_TO.addmm_(low_TR, b_OR.T))
-    return outputs, low_TS
+def project(x_TW: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Return y (T, O), and x Aᵀ (T, S), which the backward pass needs; `x_TW` has room for it beside x, zero so far.
+
+    oneDNN reads past the end of a short row and multiplies what it finds with 0, which not a number survives; so no
+    factor of a product is a part of wider rows.
+    """
+    low_TS = x_TW @ factors.a_SW.T
+    x_TW[:, stack.inputs :] = low_TS
+    return product(x_TW, _weight(stack, factors).T), low_TS
 
 
 def project_backward(
-    slopes: Sequence[Tensor], x_TI: Tensor, low_TS: Tensor | None, linears: Sequence[Linear], factors: Factors
+    slope_TO: Tensor, x_TI: Tensor, low_TS: Tensor, stack: Stack, factors: Factors
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return the gradient of x (T, I), and in fp32 those of A and B of each layer."""
-    dx_TI: Tensor | None = None
-    dlow, db = [], []
-    parts = factors.low(low_TS, linears)
-    for slope_TO, low_TR, linear, b_OR in zip(slopes, parts, linears, factors.scaled_b, strict=True):
-        weight_OI = frozen_weight(linear.layer, slope_TO.dtype)
-        dx_TI = slope_TO @ weight_OI if dx_TI is None else dx_TI.addmm_(slope_TO, weight_OI)
-        if b_OR is not None and low_TR is not None:
-            dlow.append(slope_TO @ b_OR)
-            db.append((slope_TO.T @ low_TR).float().mul_(linear.scaling))
-    assert dx_TI is not None
-    if factors.a_SI is None:
-        return dx_TI, [None] * (2 * len(linears))
-    dlow_TS = dlow[0] if len(dlow) == 1 else torch.cat(dlow, 1)
-    dx_TI.addmm_(dlow_TS, factors.a_SI)
-    da = iter((dlow_TS.T @ x_TI).float().split([linear.rank for linear in linears if linear.rank]))
-    left = iter(db)
-    return dx_TI, [next(each) if linear.rank else None for linear in linears for each in (da, left)]
+    slope_TW = product(slope_TO, _weight(stack, factors))
+    if not stack.ranks:
+        return slope_TW, [None] * (2 * len(stack.linears))
+    dlow_TS = slope_TW[:, stack.inputs :].contiguous()
+    dx_TI = torch.addmm(slope_TW[:, : stack.inputs], dlow_TS, factors.a_SW[:, : stack.inputs])
+    da_SI, db_OS = (dlow_TS.T @ x_TI).float(), slope_TO.T @ low_TS
+    gradients: list[Tensor | None] = []
+    for linear, rows, columns in stack.places():
+        has = linear.rank > 0
+        gradients += (da_SI[columns], db_OS[rows, columns].float().mul_(linear.scaling)) if has else (None, None)
+    return dx_TI, gradients
+
+
+def _weight(stack: Stack, factors: Factors) -> Tensor:
+    """Return [W, s B], (O, W)."""
+    if factors.weight_OW is not None:
+        return factors.weight_OW
+    dtype, outputs = factors.a_SW.dtype, sum(linear.layer.out_features for linear in stack.linears)
+    made_OW = torch.zeros(outputs, stack.inputs + stack.ranks, dtype=dtype)
+    for linear, rows, _ in stack.places():
+        made_OW[rows, : stack.inputs] = frozen_weight(linear.layer, dtype)
+    _write_adapters(stack, made_OW)
+    return made_OW
+
+
+def _write_adapters(stack: Stack, weight_OW: Tensor) -> None:
+    for linear, rows, columns in stack.places():
+        if linear.b_OR is not None:
+            weight_OW[rows, stack.inputs :][:, columns] = linear.b_OR.detach() * linear.scaling

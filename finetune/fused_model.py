@@ -14,9 +14,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaFor
 from evaluation.rendering import IGNORE
 from evaluation.token_loss import shift
 from finetune.batch_cutting import Batch
-from finetune.fused_attention import Heads, group_documents
-from finetune.fused_layer import Layer, Norm, Rotation, Row, compute, unit
-from finetune.fused_linear import Linear, build_linear
+from finetune.elementwise import Elementwise, Heads, Norm, Rotation
+from finetune.fused_attention import Attention, Row, group_documents
+from finetune.fused_layer import Layer, compute
+from finetune.fused_linear import Stack, build_linear, build_stack
 
 ADAPTER = "default"
 """The name that peft gives the one adapter."""
@@ -65,13 +66,14 @@ def _why_plain_linear(module: nn.Module) -> str | None:
 class FusedModel:
     """A model whose layers are taken apart once; their parameters stay where they are."""
 
-    def __init__(self, model: PeftModel, *, recompute: bool = False) -> None:
+    def __init__(self, model: PeftModel, elementwise: Elementwise, *, recompute: bool = False) -> None:
         """Take a model that `why_plain` has nothing against; `recompute` keeps little for the backward pass."""
         base = cast(Any, model.get_base_model())
         self._decoder = base.model
-        self._layers = [build_layer(layer) for layer in self._decoder.layers]
+        self._layers = [build_layer(layer, elementwise) for layer in self._decoder.layers]
         self._norm = build_norm(self._decoder.norm)
         self._scaling = float(self._decoder.layers[0].self_attn.scaling)
+        self._elementwise = elementwise
         self.recompute = recompute
 
     def hidden_states(self, documents: Sequence[Tensor]) -> Tensor:
@@ -81,7 +83,7 @@ class FusedModel:
         row = self._row(positions_T, [len(one) for one in documents], x_TD)
         for layer in self._layers:
             x_TD = compute(layer, layer.adapters(x_TD.dtype), row, x_TD, recompute=self.recompute)
-        return _normed(self._norm, x_TD)
+        return _normed(self._norm, self._elementwise, x_TD)
 
     def predicting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the hidden states (N, D) that predict the labelled tokens of a batch, and those tokens (N,)."""
@@ -90,10 +92,10 @@ class FusedModel:
 
     def _row(self, positions_T: Tensor, lengths: list[int], x_TD: Tensor) -> Row:
         cos_1TE, sin_1TE = self._decoder.rotary_emb(x_TD[None], positions_T[None])
-        cos_T1E, sin_T1E = cos_1TE[0][:, None].contiguous(), sin_1TE[0][:, None].clone()
-        sin_T1E[..., : sin_T1E.shape[-1] // 2].neg_()
-        scaled = Rotation(cos_T1E * self._scaling, sin_T1E * self._scaling)
-        return Row(group_documents(lengths), scaled, Rotation(cos_T1E, sin_T1E))
+        cos_TE, sin_TE = cos_1TE[0].contiguous(), sin_1TE[0].clone()
+        sin_TE[:, : sin_TE.shape[-1] // 2].neg_()
+        scaled = Rotation(cos_TE * self._scaling, sin_TE * self._scaling)
+        return Row(group_documents(lengths), scaled, Rotation(cos_TE, sin_TE))
 
 
 def documents_of(batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -120,39 +122,41 @@ def build_norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), float(module.variance_epsilon))
 
 
-def build_layer(module: Any) -> Layer:
+def build_layer(module: Any, elementwise: Elementwise) -> Layer:
     """Take a decoder layer of transformers' and the adapters in it apart."""
     attention, mlp = module.self_attn, module.mlp
     config = attention.config
     heads = Heads(config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads)
 
-    def linear(module: nn.Module) -> Linear:
-        return build_linear(module, ADAPTER)
+    def stack(*modules: nn.Module) -> Stack:
+        return build_stack([build_linear(module, ADAPTER) for module in modules])
 
     return Layer(
         build_norm(module.input_layernorm),
-        (linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)),
-        linear(attention.o_proj),
+        stack(attention.q_proj, attention.k_proj, attention.v_proj),
+        stack(attention.o_proj),
         build_norm(module.post_attention_layernorm),
-        (linear(mlp.gate_proj), linear(mlp.up_proj)),
-        linear(mlp.down_proj),
-        heads,
+        stack(mlp.gate_proj, mlp.up_proj),
+        stack(mlp.down_proj),
+        Attention(heads, elementwise),
+        elementwise,
     )
 
 
-def _normed(norm: Norm, x_TD: Tensor) -> Tensor:
-    return cast(Tensor, _Normed.apply(x_TD, norm))  # type: ignore[no-untyped-call]
+def _normed(norm: Norm, elementwise: Elementwise, x_TD: Tensor) -> Tensor:
+    return cast(Tensor, _Normed.apply(x_TD, norm, elementwise))  # type: ignore[no-untyped-call]
 
 
 class _Normed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, norm: Norm) -> Tensor:
-        y_TD, scale_T1 = norm.forward(x_TD)
+    def forward(ctx: Any, x_TD: Tensor, norm: Norm, elementwise: Elementwise) -> Tensor:
+        y_TD, scale_T1 = elementwise.norm(x_TD, norm, 0)
         ctx.save_for_backward(x_TD, scale_T1)
-        ctx.norm = norm
+        ctx.norm, ctx.elementwise = norm, elementwise
         return y_TD
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
         x_TD, scale_T1 = ctx.saved_tensors
-        return ctx.norm.backward(slopes[0], unit(x_TD, scale_T1), scale_T1).to(x_TD.dtype), None
+        dx_TD = ctx.elementwise.norm_backward(slopes[0].contiguous(), x_TD, scale_T1, ctx.norm, None)
+        return dx_TD, None, None

@@ -8,9 +8,12 @@ import platform
 import re
 import resource
 import signal
+import subprocess
 import sys
+from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
+from shutil import which
 
 import psutil
 
@@ -36,6 +39,9 @@ UNDECISIVE = {"pip", "prompt-toolkit", "psutil", "rich", "typer"}
 
 INSTRUCTIONS = ("fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 """Flags of processors (Linux names) by which torch and oneDNN choose kernels: another kernel rounds otherwise."""
+
+COMPILER = "g++"
+"""Compiles the functions that are no matrix products, where it is there (elementwise_library.py)."""
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -73,7 +79,7 @@ def computes_bfloat16() -> bool:
 
     A processor without instructions for it took seven times as long as in float32 (docs/log.md).
     """
-    return has_gpu() or bool({"avx512_bf16", "amx_bf16"} & _processor_flags())
+    return has_gpu() or bool({"avx512_bf16", "amx_bf16"} & processor_flags())
 
 
 def settle_dtypes(recipe: Recipe, *, bfloat16: bool) -> Recipe:
@@ -96,7 +102,8 @@ def describe_environment() -> Environment:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
-        instructions=(torch.backends.cpu.get_cpu_capability(), *(i for i in INSTRUCTIONS if i in _processor_flags())),
+        instructions=(torch.backends.cpu.get_cpu_capability(), *(i for i in INSTRUCTIONS if i in processor_flags())),
+        compiler=compiler_version(),
         cpu_count=os.cpu_count() or 1,
         torch_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
@@ -125,12 +132,22 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
 
 
-def _processor_flags() -> set[str]:
+def processor_flags() -> set[str]:
+    """Return what the processor is able to, in the words of Linux; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return set()
     return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+@cache
+def compiler_version() -> str | None:
+    """Return the first line that GCC says of itself, none where there is none."""
+    if which(COMPILER) is None:
+        return None
+    said = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, env={"LC_ALL": "C"}, check=False)
+    return said.stdout.partition("\n")[0] or None
 
 
 def _processor() -> str:

@@ -111,10 +111,14 @@ def _autocast(layers: Layers, masked: bool) -> int:
 
 
 def _fused(layers: Layers, masked: bool) -> int:  # noqa: ARG001  # documents are attended to one by one
-    """Bytes a token: both hidden states, q, k, v, attention's output, gate, up, products with A, and two scales."""
+    """Bytes a token: both hidden states, q, k, v, attention's output, gate, up, products with A, and scales in fp32.
+
+    Beside attention's output there is room for its product with A; each query head has the sum of its softmax.
+    """
     shape = layers.shape
     numbers = 2 * shape.hidden + 2 * shape.query_size + 2 * shape.kv_size + 2 * shape.intermediate
-    return (numbers + layers.rank * len(layers.targets)) * layers.element + 2 * FP32
+    products = len(layers.targets) + ("o_proj" in layers.targets)
+    return (numbers + layers.rank * products) * layers.element + (2 + shape.query_size // shape.head_size) * FP32
 
 
 def _uncast(layers: Layers, masked: bool) -> int:

@@ -20,6 +20,8 @@ class Environment(Record):
     processor: str
     instructions: tuple[str, ...] = ()
     """What of a processor decides which kernels compute: its vector instructions, and torch's choice among them."""
+    compiler: str | None = None
+    """What compiled the functions of training on a CPU that are no matrix products; none where torch's are used."""
     cpu_count: int
     torch_threads: int
     memory_bytes: int

@@ -41,6 +41,7 @@ from finetune.batch_check import check_batches
 from finetune.batches import BatchPlan, plan_batches
 from finetune.capabilities import Choices, choose, require_tracker, this_machine
 from finetune.console import Reporter
+from finetune.elementwise_library import NotCompiled, load_elementwise
 from finetune.errors import DataError, MachineError
 from finetune.example_files import count_trained, example_at, load_examples, read_lengths
 from finetune.fused_model import why_plain
@@ -104,7 +105,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
     model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
-    choices = _without_fused_layers_where_unknown(choices, model, reporter)
+    choices = _without_what_is_not_to_be_had(choices, model, reporter)
 
     examples = load_examples(job.run.data / "train.arrow")
     lengths = read_lengths(examples).tolist()
@@ -137,13 +138,19 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
         write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))
 
 
-def _without_fused_layers_where_unknown(choices: Choices, model: PeftModel, reporter: Reporter) -> Choices:
-    """Leave the layers to the libraries where ours do not know this model, and say why."""
-    why = why_plain(model) if choices.layers == "fused" else None
-    if why is None:
+def _without_what_is_not_to_be_had(choices: Choices, model: PeftModel, reporter: Reporter) -> Choices:
+    """Leave the layers to the libraries where ours do not know this model, and say why; likewise what is compiled."""
+    if choices.layers == "plain":
         return choices
-    reporter.say(f"  its layers are computed by the libraries: {why}")
-    return replace(choices, layers="plain")
+    if why := why_plain(model):
+        reporter.say(f"  its layers are computed by the libraries: {why}")
+        return replace(choices, layers="plain", elementwise="torch")
+    try:
+        load_elementwise(compiled=choices.elementwise == "compiled")
+    except NotCompiled as why:
+        reporter.say(f"  computed by torch's functions, which takes longer: {why}")
+        return replace(choices, elementwise="torch")
+    return choices
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from evaluation.rendering import IGNORE, Example
 from finetune.batch_cutting import Batch
 from finetune.batches import BatchPlan, MicroBatch
 from finetune.capabilities import Choices
+from finetune.elementwise_library import load_elementwise
 from finetune.example_files import example_at, read_lengths
 from finetune.fused_model import FusedModel
 from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
@@ -79,7 +80,10 @@ class RecipeTrainer(SFTTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the loss is a sum over all labelled tokens of the step
-        self._fused = FusedModel(model, recompute=args.gradient_checkpointing) if choices.layers == "fused" else None
+        self._fused: FusedModel | None = None
+        if choices.layers == "fused":
+            elementwise = load_elementwise(compiled=choices.elementwise == "compiled")
+            self._fused = FusedModel(model, elementwise, recompute=args.gradient_checkpointing)
         if choices.loss == "labelled":
             sum_loss_in_forward(model.get_base_model(), self._fused)
 

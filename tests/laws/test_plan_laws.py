@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.adapter import build_adapter
+from finetune.elementwise import TorchElementwise
 from finetune.fused_model import FusedModel
 from finetune.model_shape import PROJECTIONS, ModelShape
 from finetune.plan_activations import Held, Layers, saved_by_checkpoints, saved_by_model
@@ -137,9 +138,10 @@ def fused_bytes_kept(layers: Layers, lengths: tuple[int, ...], *, recompute: boo
     """Count what the functions of our own layers hold on to: what they save, and what they keep beside it."""
     dtype = torch.bfloat16 if layers.element == 2 else torch.float32
     model = build_adapter(build(layers.shape).to(dtype), Adapter(kind="lora", rank=RANK, targets=layers.targets), 0)
+    fused = FusedModel(model, TorchElementwise(), recompute=recompute)
     frozen = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     documents = [torch.randint(0, SHAPE.vocabulary, (length,)) for length in lengths]
-    node: Any = FusedModel(model, recompute=recompute).hidden_states(documents).grad_fn
+    node: Any = fused.hidden_states(documents).grad_fn
     sizes: dict[int, int] = {}
     while node is not None:
         own = node.kept if "kept" in vars(node) else None

@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from finetune.batches import plan_batches
 from finetune.capabilities import Choices, Machine, choose, this_machine
+from finetune.machine import compiler_version
 from finetune.training_arguments import SCHEDULES, apply_plan, build_arguments
 
 ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False, layers="fused")
@@ -22,6 +23,7 @@ H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_
     [
         (Machine(cuda=False), "float32", ON_CPU),
         (Machine(cuda=False), "bfloat16", ON_CPU),
+        (Machine(cuda=False, compiler=True), "bfloat16", dataclasses.replace(ON_CPU, elementwise="compiled")),
         (Machine(cuda=False, triton=True, flash_attention=True), "bfloat16", ON_CPU),
         (H100, "bfloat16", Choices("flash_attention_2", "trl_fused", "paged_adamw_8bit", True)),
         (H100, "float16", Choices("flash_attention_2", "trl_fused", "paged_adamw_8bit", False)),
@@ -63,11 +65,18 @@ def test_choices_follow_from_the_machine(machine: Machine, dtype: str, expected:
     ids=["dropout", "DoRA", "a recipe that says so"],
 )
 def test_layers_are_the_libraries_own(sections: dict[str, object]) -> None:
-    assert choose(Machine(cuda=False), tiny_recipe(Path("base"), **sections)).layers == "plain"
+    found = choose(Machine(cuda=False, compiler=True), tiny_recipe(Path("base"), **sections))
+    assert (found.layers, found.elementwise) == ("plain", "torch")
 
 
 def test_choices_have_names() -> None:
-    named = {"attention": "sdpa", "layers": "fused", "loss": "labelled", "optimizer": "adamw_torch", "autocast": "off"}
+    named = {
+        "attention": "sdpa",
+        "layers": "fused, torch",
+        "loss": "labelled",
+        "optimizer": "adamw_torch",
+        "autocast": "off",
+    }
     assert ON_CPU.named() == named
     on_h100 = choose(H100, tiny_recipe(Path("base"), base={"dtype": "bfloat16"})).named()
     assert (on_h100["autocast"], on_h100["layers"]) == ("bfloat16", "plain")
@@ -75,7 +84,7 @@ def test_choices_have_names() -> None:
 
 def test_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert this_machine() == Machine(cuda=False)
+    assert this_machine() == Machine(cuda=False, compiler=compiler_version() is not None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)

@@ -1,0 +1,31 @@
+"""Matrix products on a CPU, on all its threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FEW_OUTPUTS = 1024
+MOST_ROWS = 512
+
+
+def product(x_TI: Tensor, weight_IO: Tensor) -> Tensor:
+    """Return x W, (T, O), by rows cut where torch would leave one of two threads idle.
+
+    oneDNN 3.12 (`brg_matmul`, bf16 on AMX) cuts a product among threads in blocks so large that with two threads one of
+    600 to 1,100 rows and few outputs is a single block. The limits are measured (docs/log.md); with three threads or
+    more there is nothing to mend.
+    """
+    rows = _rows_at_once(x_TI, weight_IO.shape[1])
+    if len(x_TI) <= rows:
+        return x_TI @ weight_IO
+    out_TO = x_TI.new_empty(len(x_TI), weight_IO.shape[1])
+    for x, out in zip(x_TI.split(rows), out_TO.split(rows), strict=True):
+        torch.mm(x, weight_IO, out=out)
+    return out_TO
+
+
+def _rows_at_once(x_TI: Tensor, outputs: int) -> int:
+    if x_TI.dtype != torch.bfloat16 or outputs > FEW_OUTPUTS or torch.get_num_threads() != 2:
+        return len(x_TI)
+    return MOST_ROWS

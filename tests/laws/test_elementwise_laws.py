@@ -1,0 +1,182 @@
+"""Our compiled functions compute what torch's do, whatever lay in memory before and however many threads there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune import elementwise_library
+from finetune.cache import kernels_folder
+from finetune.elementwise import Block, Elementwise, Heads, Norm, Rotation, TorchElementwise
+from finetune.elementwise_library import NotCompiled, load_elementwise
+from finetune.fused_attention import group_documents
+from finetune.machine import compiler_version
+
+LENGTHS = (70, 66, 40, 5, 1)
+TOKENS, HIDDEN, INNER = sum(LENGTHS), 48, 80
+QUERIES, KEYS = Heads(2, 3), Heads(2, 1)
+LAST = Block(40, 70, QUERIES.per_key)
+needs_compiler = pytest.mark.skipif(compiler_version() is None, reason="there is no g++")
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def rotation(dtype: torch.dtype) -> Rotation:
+    return Rotation(drawn(TOKENS, 16, dtype=dtype, seed=1), drawn(TOKENS, 16, dtype=dtype, seed=2))
+
+
+def normed(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
+    norm, x = Norm(drawn(HIDDEN, dtype=dtype, seed=3), 1e-5), drawn(TOKENS, HIDDEN, dtype=dtype)
+    y, scale = parts.norm(x, norm, 5)
+    slope, beside = (drawn(TOKENS, HIDDEN, dtype=dtype, seed=seed) for seed in (4, 5))
+    backward = [parts.norm_backward(slope, x, scale, norm, past) for past in (beside, None)]
+    return [y, scale, parts.norm_again(x, scale, norm), *backward]
+
+
+def gated(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
+    gates, slope = drawn(TOKENS, 2 * INNER, dtype=dtype), drawn(TOKENS, INNER, dtype=dtype, seed=1)
+    return [parts.swiglu(gates, 3), parts.swiglu_backward(slope, gates)]
+
+
+def laid_out(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
+    found = []
+    for heads, turned in ((QUERIES, rotation(dtype)), (KEYS, rotation(dtype)), (KEYS, None)):
+        width = 16 * heads.key_value * heads.per_key
+        wide, back = drawn(TOKENS, width + 32, dtype=dtype), torch.zeros(TOKENS, width + 32, dtype=dtype)
+        for group in group_documents(LENGTHS):
+            x = parts.spread(wide[:, 16 : width + 16], group, heads, turned)
+            parts.gather(x, group, heads, turned, back[:, 16 : width + 16])
+            found.append(x)
+        found.append(back)
+    return found
+
+
+def attended(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
+    scores = drawn(4, 30 * QUERIES.per_key, LAST.end, dtype=dtype)
+    p, normalizer = parts.softmax(scores.clone(), LAST)
+    slope = drawn(*scores.shape, dtype=dtype, seed=1)
+    return [p, normalizer, *parts.softmax_backward(slope, scores.clone(), normalizer, LAST)]
+
+
+COMPUTED: dict[str, Callable[[Elementwise, torch.dtype], list[Tensor]]] = {
+    "norm": normed,
+    "SwiGLU": gated,
+    "heads": laid_out,
+    "softmax": attended,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-6)], ids=["fp32", "bf16"])
+def test_ours_are_torchs(name: str, dtype: torch.dtype, most: float) -> None:
+    """In bfloat16, where torch rounds after each of its calls and ours round once, to a few of its steps of 2⁻⁸."""
+    ours = COMPUTED[name](load_elementwise(compiled=True), dtype)
+    theirs = COMPUTED[name](TorchElementwise(), dtype)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert (one - other).float().norm() <= most * other.float().norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", COMPUTED)
+def test_in_bfloat16_ours_are_at_least_as_near_to_fp32_as_torchs(name: str) -> None:
+    exact = COMPUTED[name](TorchElementwise(), torch.float32)
+    ours, theirs = (
+        [(one.float() - true).norm() for one, true in zip(COMPUTED[name](parts, torch.bfloat16), exact, strict=True)]
+        for parts in (load_elementwise(compiled=True), TorchElementwise())
+    )
+    assert sum(ours) <= 1.02 * sum(theirs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", COMPUTED)
+def test_no_result_depends_on_the_number_of_threads(name: str) -> None:
+    parts, threads = load_elementwise(compiled=True), torch.get_num_threads()
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        found.append(COMPUTED[name](parts, torch.bfloat16))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_not_finite_is_seen_to_be(wrong: float, dtype: torch.dtype) -> None:
+    parts = load_elementwise(compiled=True)
+    x = drawn(TOKENS, HIDDEN, dtype=dtype)
+    x[7, 3] = wrong
+    assert not parts.norm(x, Norm(torch.ones(HIDDEN, dtype=dtype), 1e-5), 0)[0][7].isfinite().all()
+    assert parts.norm(x, Norm(torch.ones(HIDDEN, dtype=dtype), 1e-5), 0)[0][8].isfinite().all()
+    assert not parts.swiglu(x, 0)[7, 3].isfinite()
+    scores = drawn(1, 30 * QUERIES.per_key, LAST.end, dtype=dtype)
+    scores[0, 0, 0] = wrong
+    assert not parts.softmax(scores, LAST)[0][0, 0].isfinite().all()
+
+
+# ------------------------------------------------------------------ the library
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return kernels_folder(tmp_path / "finetune-recipes")
+
+
+@needs_compiler
+def test_it_is_compiled_once_and_a_damaged_one_again(cache: Path) -> None:
+    load_elementwise(compiled=True)
+    (library,) = cache.iterdir()
+    before = library.stat()
+    load_elementwise(compiled=True)
+    assert library.stat() == before
+    library.unlink()
+    library.write_bytes(b"\x7fELF, but no more")
+    load_elementwise(compiled=True)
+    (again,) = cache.iterdir()
+    assert again.stat().st_size == before.st_size
+
+
+@needs_compiler
+def test_threads_are_torchs_own() -> None:
+    load_elementwise(compiled=True)
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    assert len({line.split()[-1] for line in mapped if "libgomp" in line}) == 1
+
+
+@needs_compiler
+@pytest.mark.usefixtures("cache")
+def test_what_the_compiler_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "elementwise.cpp"
+    broken.write_text("this is not C++\n")
+    monkeypatch.setattr(elementwise_library, "SOURCE", broken)
+    with pytest.raises(NotCompiled, match=r"did not compile elementwise.cpp: .*this"):
+        load_elementwise(compiled=True)
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_a_compiler_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotCompiled, match=r"there is no g\+\+|this is not Linux"):
+        load_elementwise(compiled=True)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("cache")
+def test_the_compiler_is_told_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = tmp_path / "g++"
+    spy.write_text(f'#!/bin/sh\nenv >> {tmp_path}/seen\nexec /usr/bin/env -i PATH=/usr/bin:/bin g++ "$@"\n')
+    spy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    load_elementwise(compiled=True)
+    assert "hf_secret" not in (tmp_path / "seen").read_text()
