@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.merge_scale import SHAPES
 
-LAYERS = {"1b": 16, "8b": 32, "70b": 80}
+LAYERS = {"tiny": 2, "1b": 16, "8b": 32, "70b": 80}
 WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -103,7 +103,7 @@ def write_recipe(folder: Path, rows: int, words: int) -> Path:
 def main() -> None:
     """Read the arguments, run each shape, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measured", nargs="+", metavar="SHAPE:COMMAND", help="1b, 8b or 70b; run or train")
+    parser.add_argument("measured", nargs="+", metavar="SHAPE:COMMAND", help="tiny, 1b, 8b or 70b; run or train")
     parser.add_argument("--rows", type=int, default=1200)
     parser.add_argument("--words", type=int, default=200, help="of each row")
     parser.add_argument("--tracebacks", type=int, default=0, metavar="SECONDS", help="show where it is, so often")
