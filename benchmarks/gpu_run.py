@@ -1,4 +1,4 @@
-"""What a QLoRA run takes on a GPU, by the size of the model: `python benchmarks/gpu_run.py 1b:run 8b:train`.
+"""What a QLoRA run takes on a GPU, by the size of the model: `python -m benchmarks.gpu_run 1b:run 8b:train`.
 
 A base of random weights in the shape of a published model is written in bfloat16, with a tokenizer of its own, and a
 recipe is run on it through the command line. Weights that know nothing cost what others cost; nothing is learnt of
@@ -15,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
-from merge_scale import SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-LAYERS = {"1b": 16, "8b": 32, "70b": 80}
+from benchmarks.merge_scale import SHAPES
+
+LAYERS = {"tiny": 2, "1b": 16, "8b": 32, "70b": 80}
 WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -101,32 +103,54 @@ def write_recipe(folder: Path, rows: int, words: int) -> Path:
 def main() -> None:
     """Read the arguments, run each shape, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measured", nargs="+", metavar="SHAPE:COMMAND", help="1b, 8b or 70b; run or train")
+    parser.add_argument("measured", nargs="+", metavar="SHAPE:COMMAND", help="tiny, 1b, 8b or 70b; run or train")
     parser.add_argument("--rows", type=int, default=1200)
     parser.add_argument("--words", type=int, default=200, help="of each row")
+    parser.add_argument("--tracebacks", type=int, default=0, metavar="SECONDS", help="show where it is, so often")
     given = parser.parse_args()
     for measured in given.measured:
         name, _, command = measured.partition(":")
         with tempfile.TemporaryDirectory(prefix="gpu-run-") as scratch:
-            measure(Path(scratch), name, command or "run", (given.rows, given.words))
+            measure(Path(scratch), name, command or "run", Size(given.rows, given.words), given.tracebacks)
 
 
-def measure(folder: Path, name: str, command: str, size: tuple[int, int]) -> None:
-    """Run one shape in a process of its own."""
+@dataclass(frozen=True)
+class Size:
+    """How much there is to learn from."""
+
+    rows: int
+    words: int
+    """Of each row."""
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from benchmarks import gpu_run
+gpu_run.write_base(Path(sys.argv[1]), sys.argv[2])
+"""
+RUN = """
+import faulthandler, sys
+from finetune.cli import main
+seconds = int(sys.argv.pop(1))
+if seconds:
+    faulthandler.dump_traceback_later(seconds, repeat=True)
+main()
+"""
+
+
+def measure(folder: Path, name: str, command: str, size: Size, tracebacks: int) -> None:
+    """Run one shape in a process of its own, whose lines are shown as they come."""
     began = time.perf_counter()
-    write = "import sys; from pathlib import Path; import gpu_run; gpu_run.write_base(Path(sys.argv[1]), sys.argv[2])"
-    beside = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    subprocess.run([sys.executable, "-c", write, str(folder / "base"), name], check=True, env=beside)
-    recipe = write_recipe(folder, *size)
+    beside = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    subprocess.run([sys.executable, "-c", WRITE, str(folder / "base"), name], check=True, env=beside)
+    recipe = write_recipe(folder, size.rows, size.words)
     written = time.perf_counter()
     arguments = [command, str(recipe), "--out", str(folder / "run"), "--cache", str(folder / "cache")]
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune.cli", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", RUN, str(tracebacks), *arguments], check=False, env=beside)
     seconds = time.perf_counter() - written
     print(f"{name} {command}: status {done.returncode}, base in {written - began:.0f} s, {seconds:.0f} s", flush=True)
     if done.returncode:
-        print(done.stderr[-3000:], flush=True)
         return
     summary = json.loads((folder / "run" / "training" / "summary.json").read_bytes())
     kept = ("device", "steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters")

@@ -69,11 +69,12 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(64, 128, 4, 2, 600),
     "1b": Shape(2048, 8192, 32, 8, 128_256),
     "8b": Shape(4096, 14_336, 32, 8, 128_256),
     "70b": Shape(8192, 28_672, 64, 8, 128_256),
 }
-"""Llama 3's, from the config.json of each."""
+"""Llama 3's, from the config.json of each, and one to try a program on."""
 
 
 def write_base(folder: Path, shape: Shape, layers: int) -> int:

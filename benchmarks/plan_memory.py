@@ -1,4 +1,4 @@
-"""Predicted and measured peak memory of training on a CPU: `python benchmarks/plan_memory.py`.
+"""Predicted and measured peak memory of training on a CPU: `python -m benchmarks.plan_memory`.
 
 Each configuration is a recipe on a base of random weights. Its examples are prepared, its memory is predicted by what
 `finetune plan` computes, and it is trained for a few steps by `finetune train` in a process of its own, whose largest
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from gpu_run import WORDS, build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.gpu_run import WORDS, build_tokenizer
 from finetune.planning import Question, plan
 from finetune.recipe_file import load_recipe
 

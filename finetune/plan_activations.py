@@ -1,10 +1,12 @@
 """What autograd keeps from the forward pass for the backward pass, in bytes, counted from what each operation saves.
 
-Four ways of computing a layer are known, each with a formula of its own:
+Five ways of computing a layer are known, each with a formula of its own:
 
 - `plain`: transformers and peft as they are, in the type of the weights. peft casts the input of every fp32 adapter to
   fp32, and each cast is kept.
 - `autocast`: the same under bf16 autocast, as on a GPU, where each adapter's input is kept once more in bf16.
+- `autocast_nf4`: that on a 4-bit base, whose adapters peft gives their inputs as they are under a GPU's autocast
+  (peft/tuners/lora/bnb.py), so that those with the same input share it.
 - `fused`: each layer as one function of ours (finetune/fused_layer.py), which keeps nothing twice and pads nothing.
 - `uncast`: adapters in the type of the weights, as torchtune and LitGPT hold them; nothing here trains so, and
   published figures are explained by it.
@@ -22,7 +24,7 @@ from typing import Literal
 from finetune.model_shape import ModelShape
 from finetune.recipe import Projection
 
-ActivationPath = Literal["plain", "autocast", "fused", "uncast"]
+ActivationPath = Literal["plain", "autocast", "autocast_nf4", "fused", "uncast"]
 
 FP32 = 4
 READ_FIRST: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj")
@@ -110,6 +112,14 @@ def _autocast(layers: Layers, masked: bool) -> int:
     return _frozen_parts(layers, masked) + 2 * (inputs + layers.rank * len(layers.targets)) + dora + masks
 
 
+def _autocast_nf4(layers: Layers, masked: bool) -> int:
+    """Bytes a token: as `autocast`, but inputs are shared, unless dropout makes one of its own for each adapter."""
+    apart = _autocast(layers, masked)
+    if layers.dropout:
+        return apart
+    return apart + _shared_inputs(layers) - 2 * sum(layers.shape.projection(name)[0] for name in layers.targets)
+
+
 def _fused(layers: Layers, masked: bool) -> int:  # noqa: ARG001  # documents are attended to one by one
     """Bytes a token: both hidden states, q, k, v, attention's output, gate, up, products with A, and scales in fp32.
 
@@ -128,6 +138,7 @@ def _uncast(layers: Layers, masked: bool) -> int:
 LAYER_FORMULAE: dict[ActivationPath, Callable[[Layers, bool], int]] = {
     "plain": _plain,
     "autocast": _autocast,
+    "autocast_nf4": _autocast_nf4,
     "fused": _fused,
     "uncast": _uncast,
 }
@@ -180,7 +191,7 @@ def _kept_of_weights(layers: Layers, first: tuple[Projection, ...]) -> int:
     Autocast keeps bf16 copies of both factors. DoRA keeps the lengths of all weight rows and what follows from them.
     """
     shape, kept = layers.shape, 0
-    if layers.path == "autocast":
+    if layers.path in ("autocast", "autocast_nf4"):
         kept += 2 * shape.adapter_parameters(layers.targets, layers.rank, dora=False)
         kept -= 2 * layers.rank * shape.hidden * len(first)
     if layers.dora:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from finetune.capabilities import Choices, Machine, choose
 from finetune.errors import DataError
 from finetune.model_shape import PROJECTIONS, ModelShape
-from finetune.plan_activations import FP32, Held, Layers
+from finetune.plan_activations import FP32, ActivationPath, Held, Layers
 from finetune.plan_devices import Device
 from finetune.plan_memory import Memory, Setup, predict
 from finetune.plan_work import Lengths, Work, plan_work
@@ -69,7 +69,7 @@ def setup_of(recipe: Recipe, asked: Asked, held: Held) -> Setup:
         dora=adapter.variant == "dora",
         dropout=adapter.dropout > 0,
         element=ELEMENT_BYTES[recipe.base.dtype],
-        path="autocast" if choices.bf16_autocast else choices.layers,
+        path=_activation_path(choices, quantization),
         dropout_mask=4 if asked.device.kind == "cpu" else 1,
     )
     return Setup(
@@ -83,6 +83,12 @@ def setup_of(recipe: Recipe, asked: Asked, held: Held) -> Setup:
         adapter_element=FP32,
         stored_bytes=asked.stored_bytes,
     )
+
+
+def _activation_path(choices: Choices, quantization: Quantization | None) -> ActivationPath:
+    if not choices.bf16_autocast:
+        return choices.layers
+    return "autocast" if quantization is None else "autocast_nf4"
 
 
 def planned_choices(device: Device, recipe: Recipe) -> Choices:

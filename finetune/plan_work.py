@@ -95,7 +95,10 @@ def _planned(
     """Plan one epoch (the others differ in their order), and return what is largest in it, and its steps."""
     plan_by = plan_packed_batches if packed else plan_batches
     plan = plan_by(lengths, *sizes, devices, 1, seed)
-    held = max((_held(batch, lengths, packed) for batch in plan.micro_batches), key=lambda h: (h.tokens, h.row_tokens))
+    held = max(
+        (_held(batch, lengths, packed) for batch in plan.micro_batches),
+        key=lambda h: (h.tokens, h.row_tokens, h.masked),
+    )
     return held, plan.steps
 
 

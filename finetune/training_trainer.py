@@ -154,7 +154,9 @@ class RecipeTrainer(SFTTrainer):
         batch, longest = self._collated(largest), self._collated((lengths.index(max(lengths)),))
         labelled = torch.tensor(max(1, int((batch["labels"] != IGNORE).sum())), device=self.args.device)
         # AdamW keeps two numbers for each that is trained, from the first update on.
-        kept = [torch.empty_like(p) for p in trainable_parameters(self._adapted).values() for _ in range(2)]
+        number = torch.uint8 if self._choices.optimizer == "paged_adamw_8bit" else torch.float32
+        trained = trainable_parameters(self._adapted).values()
+        kept = [torch.empty_like(p, dtype=number) for p in trained for _ in range(2)]
         self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
         del kept
         self._metrics["train"].clear()  # what TRL counts beside its own loss

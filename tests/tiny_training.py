@@ -7,7 +7,9 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 import torch
 from rich.console import Console
 from tiny_model import build_tokenizer
@@ -15,9 +17,11 @@ from tiny_model import build_tokenizer
 from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import IGNORE, Example
 from finetune.adapter import build_adapter
+from finetune.checkpoints import checkpoint_to_go_on_from
 from finetune.console import Reporter
 from finetune.example_files import write_examples
 from finetune.recipe import Recipe
+from finetune.signals import Interrupted
 from finetune.training import train
 from finetune.training_job import TrainingJob
 
@@ -88,6 +92,39 @@ def trained(
 
 
 @dataclass
+class StopAfter:
+    """Asks for the end after so many steps."""
+
+    steps: int
+
+    def finish_first(self) -> None:
+        """There is nothing else to wait for."""
+
+    def asked(self) -> bool:
+        """Count a step."""
+        self.steps -= 1
+        return self.steps == 0
+
+    def end(self, what: str) -> NoReturn:
+        """End."""
+        raise Interrupted(15, what)
+
+
+def stop_after(job: TrainingJob, steps: int) -> None:
+    """Train a job from its checkpoint, or from the start, and have it stopped after so many more steps."""
+    with pytest.raises(Interrupted, match="is saved"):
+        train(job, silent(), StopAfter(steps))
+    assert not job.run.adapter.exists()
+    assert not job.run.training.exists()
+
+
+def going_on(job: TrainingJob) -> TrainingJob:
+    """Return the job as the same command would train it now."""
+    folder = checkpoint_to_go_on_from(job.run, job.made_from, job.devices, lambda _: None)
+    return job.model_copy(update={"checkpoint": folder})
+
+
+@dataclass
 class Reference:
     """What a bare loop over the examples of a job came to."""
 
@@ -95,10 +132,10 @@ class Reference:
     weights: dict[str, torch.Tensor]
 
 
-def bare_loop(base: Path, recipe: Recipe, groups: list[list[Example]]) -> Reference:
+def bare_loop(base: Path, recipe: Recipe, groups: list[list[Example]], device: str = "cpu") -> Reference:
     """Train one example at a time, with all logits and the loss of a step as Σ nll / Σ tokens."""
     training = recipe.training
-    model = build_adapter(load_base(ModelSpec(base, dtype="float32", device="cpu")), recipe.adapter, recipe.seed)
+    model = build_adapter(load_base(ModelSpec(base, dtype="float32", device=device)), recipe.adapter, recipe.seed)
     model.train()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=0.0)
@@ -108,13 +145,13 @@ def bare_loop(base: Path, recipe: Recipe, groups: list[list[Example]]) -> Refere
         optimizer.zero_grad()
         summed = 0.0
         for example in group:
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-            labels = torch.tensor(example.labels[1:])
+            logits = model(input_ids=torch.tensor([example.input_ids], device=device)).logits[0, :-1]
+            labels = torch.tensor(example.labels[1:], device=device)
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE) / total
             loss.backward()
             summed += loss.item()
         losses.append(summed)
         torch.nn.utils.clip_grad_norm_(trainable, training.max_grad_norm)
         optimizer.step()
-    named = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    named = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
     return Reference(losses, {name.replace(".default", ""): tensor for name, tensor in named.items()})

@@ -13,9 +13,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_resume_laws import EXAMPLES as RESUMED
-from test_resume_laws import going_on, job_of, stop_after
+from test_resume_laws import job_of
 from tiny_model import write_tiny_base
-from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe, trained
+from tiny_training import going_on, silent, stop_after, tiny_examples, tiny_job, tiny_recipe, trained
 from torch import Tensor, nn
 
 import finetune.fused_model

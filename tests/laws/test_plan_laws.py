@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from evaluation.model import ModelSpec, Quantization, load_base
 from finetune.adapter import build_adapter
 from finetune.elementwise import TorchElementwise
 from finetune.fused_model import FusedModel
@@ -33,7 +35,14 @@ class _Kept:
         self.tensor = tensor
 
 
-def bytes_kept(layers: Layers, held: Held, *, checkpointing: bool = False, packed: bool = False) -> int:
+def bytes_kept(
+    layers: Layers,
+    held: Held,
+    base: PreTrainedModel | None = None,
+    *,
+    checkpointing: bool = False,
+    packed: bool = False,
+) -> int:
     """Run the layers of a model forward, and count the storages that autograd holds and that were not there before."""
     dtype = torch.bfloat16 if layers.element == 2 else torch.float32
     adapter = Adapter(
@@ -43,7 +52,7 @@ def bytes_kept(layers: Layers, held: Held, *, checkpointing: bool = False, packe
         targets=layers.targets,
         variant="dora" if layers.dora else "standard",
     )
-    model = build_adapter(build(layers.shape).to(dtype), adapter, 0).train()
+    model = build_adapter(base or build(layers.shape).to(dtype), adapter, 0).train()
     if layers.path == "uncast":
         model.to(dtype)
     if checkpointing:
@@ -56,7 +65,8 @@ def bytes_kept(layers: Layers, held: Held, *, checkpointing: bool = False, packe
         kept.add(keep)
         return keep
 
-    cast_to = torch.autocast("cpu", torch.bfloat16) if layers.path == "autocast" else contextlib.nullcontext()
+    autocast = layers.path in ("autocast", "autocast_nf4")
+    cast_to = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda keep: keep.tensor), cast_to:
         hidden = cast(Any, model.get_base_model()).model(**inputs(held, packed), use_cache=False).last_hidden_state
     sizes = {k.tensor.untyped_storage().data_ptr(): k.tensor.untyped_storage().nbytes() for k in kept}
@@ -119,6 +129,23 @@ def test_the_formula_says_what_autograd_keeps(
 def test_adapters_in_the_type_of_the_weights_share_their_inputs(targets: tuple[Projection, ...], held: Held) -> None:
     layers = layers_of(2, "uncast", targets, dora=False, dropout=False)
     assert saved_by_model(layers, held) == bytes_kept(layers, held)
+
+
+@pytest.mark.parametrize("held", HELD, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "targets"), [a for a in PLAIN_ADAPTERS if a[0] != "dora"], ids=lambda value: str(len(value))
+)
+def test_adapters_of_a_4_bit_base_share_their_inputs_under_a_gpus_autocast(
+    kind: str, targets: tuple[Projection, ...], held: Held, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(SHAPE).to(torch.bfloat16).save_pretrained(tmp_path)
+    base = load_base(ModelSpec(tmp_path, quantization=Quantization(), dtype="bfloat16", device="cpu"))
+    of_fp32 = layers_of(2, "autocast_nf4", targets, dora=False, dropout=kind == "dropout")
+    layers = replace(of_fp32, dropout_mask=2)  # on a CPU, a number in the type of the input
+    # peft asks whether a GPU's is on, also on a CPU (peft/tuners/lora/bnb.py); autocast itself names the device.
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: asked(*device) if device else True)
+    assert saved_by_model(layers, held) == bytes_kept(layers, held, base)
 
 
 @pytest.mark.parametrize("lengths", [(16, 16, 16, 16), (40,)], ids=str)

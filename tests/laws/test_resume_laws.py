@@ -7,16 +7,14 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_model import write_tiny_base
-from tiny_training import silent, tiny_examples, tiny_job, tiny_recipe
+from tiny_training import StopAfter, going_on, silent, stop_after, tiny_examples, tiny_job, tiny_recipe
 
 from evaluation.files import staged_folder
 from evaluation.rendering import Example
@@ -33,7 +31,6 @@ from finetune.checkpoints import (
 )
 from finetune.errors import DataError
 from finetune.recipe import Recipe
-from finetune.signals import Interrupted
 from finetune.training import train
 from finetune.training_job import TrainingJob
 from finetune.training_records import StepMetrics, TrainingSummary
@@ -73,25 +70,6 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
-@dataclass
-class StopAfter:
-    """Asks for the end after so many steps."""
-
-    steps: int
-
-    def finish_first(self) -> None:
-        """There is nothing else to wait for."""
-
-    def asked(self) -> bool:
-        """Count a step."""
-        self.steps -= 1
-        return self.steps == 0
-
-    def end(self, what: str) -> NoReturn:
-        """End."""
-        raise Interrupted(15, what)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("base"))
@@ -101,20 +79,6 @@ def job_of(
     folder: Path, recipe: Recipe, examples: list[Example] = EXAMPLES, validation: list[Example] | None = None
 ) -> TrainingJob:
     return tiny_job(folder, recipe, examples, validation).model_copy(update={"made_from": INPUTS})
-
-
-def stop_after(job: TrainingJob, steps: int) -> None:
-    """Train a job from its checkpoint, or from the start, and have it stopped after so many more steps."""
-    with pytest.raises(Interrupted, match="is saved"):
-        train(job, silent(), StopAfter(steps))
-    assert not job.run.adapter.exists()
-    assert not job.run.training.exists()
-
-
-def going_on(job: TrainingJob) -> TrainingJob:
-    """Return the job as the same command would train it now."""
-    folder = checkpoint_to_go_on_from(job.run, job.made_from, job.devices, lambda _: None)
-    return job.model_copy(update={"checkpoint": folder})
 
 
 def summary(job: TrainingJob) -> TrainingSummary:
