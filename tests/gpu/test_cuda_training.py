@@ -28,6 +28,7 @@ from finetune import training, training_forward
 from finetune.adapter import adapter_hash
 from finetune.capabilities import this_machine
 from finetune.checkpoints import checkpoints
+from finetune.compiled_elementwise import CompiledElementwise
 from finetune.training import train
 from finetune.training_job import TrainingJob
 from finetune.training_records import StepMetrics
@@ -43,6 +44,14 @@ def losses(job: TrainingJob) -> list[float | None]:
 
 
 # ------------------------------------------------------------------ what is chosen is what is used
+
+
+def layers_of(trainer: RecipeTrainer) -> str:
+    """Say what computes the layers, in the words of `Choices.named`."""
+    if trainer._fused is None:
+        return "plain"
+    compiled = isinstance(trainer._fused._elementwise, CompiledElementwise)
+    return f"fused, {'compiled' if compiled else 'torch'}"
 
 
 @dataclass
@@ -67,7 +76,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def watched_step(trainer: RecipeTrainer, model: Any, inputs: Any, items: Any = None) -> torch.Tensor:
         base = cast(PreTrainedModel, trainer.accelerator.unwrap_model(model).get_base_model())
         seen.attention.add(str(base.config._attn_implementation))
-        seen.layers.add("plain" if trainer._fused is None else "fused")
+        seen.layers.add(layers_of(trainer))
         seen.optimizer.add(name_of(cast(Any, trainer.optimizer).optimizer))
         return step(trainer, model, inputs, items)
 

@@ -212,7 +212,7 @@ def test_a_gpu_that_torch_can_use_is_quick_at_bfloat16(
     torch_version: str, visible: str | None, device: str, quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "version", lambda _: torch_version)
-    monkeypatch.setattr(machine, "_processor_flags", set)
+    monkeypatch.setattr(machine, "processor_flags", set)
     monkeypatch.setattr(Path, "glob", lambda _, pattern: iter([device] if fnmatch(device, pattern) else []))
     monkeypatch.setattr(Path, "exists", lambda _: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
