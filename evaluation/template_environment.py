@@ -160,12 +160,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return Template.from_code(self, code, self.make_globals(None))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 (Jinja's signature)
+        """Apply an operator, within the limits."""
         return apply_operator(self.meter, operator, left, right)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Refuse an attribute that is hidden from templates."""
         raise SecurityError(f"it reaches for {attribute[:SHOWN_CHARACTERS]!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Put a bounded `format` in the place of a text's own; None for all else."""
         if isinstance(value, (MethodType, BuiltinMethodType)) and value.__name__ in ("format", "format_map"):
             if value.__name__ == "format" and type(value.__self__) is str:
                 return _Format(self, value.__self__)
