@@ -175,13 +175,14 @@ class _UnreadTemplate:
 
 
 class _UnreadEnvironment(ChatEnvironment):
-    """Knows what to do with stand-ins: no filter, test or operator sees one that could tell something of it."""
+    """Knows what to do with stand-ins.
+
+    Filters and tests do not see them: some tell a text by its class, or ask only when what they made is read.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._left = MOST_PIECES
-        # Those that count, and those that ask whether there is a value: what they ask of it, a stand-in refuses.
-        usual = {name: one for name, one in self.filters.items() if name.startswith(" ") or name in ("default", "d")}
         own: dict[str, Callable[..., Any]] = {
             " written": self._written,
             " joined": self._joined,
@@ -189,7 +190,9 @@ class _UnreadEnvironment(ChatEnvironment):
             "trim": _trimmed,
         }
         known = {name: _either(function, self.filters[name]) for name, function in own.items()}
-        self.filters = {name: _guarded(one) for name, one in self.filters.items()} | usual | known
+        counting = {name: one for name, one in self.filters.items() if name.startswith(" ")}
+        asking = {name: self.filters[name] for name in ("default", "d")}  # whether there is a value, which there is
+        self.filters = {name: _guarded(one) for name, one in self.filters.items()} | counting | asking | known
         tests = cast(dict[str, Callable[..., Any]], self.tests)  # Jinja declares no more than `function`
         self.tests = {name: _of_a_text(name, one) for name, one in tests.items()}
 
@@ -272,12 +275,12 @@ def _guarded(usual: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _of_a_text(name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
-    guarded = _guarded(usual)
-
     @functools.wraps(usual)
     def test(*values: Any, **options: Any) -> Any:
-        if len(values) == 1 and isinstance(values[0], Unread) and name in _TRUE_OF_A_TEXT | _FALSE_OF_A_TEXT:
+        if not _is_among(*values, *options.values()):
+            return usual(*values, **options)
+        if len(values) == 1 and name in _TRUE_OF_A_TEXT | _FALSE_OF_A_TEXT:
             return name in _TRUE_OF_A_TEXT
-        return guarded(*values, **options)
+        raise LooksInside
 
     return test

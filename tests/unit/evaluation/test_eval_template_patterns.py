@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from pydantic import JsonValue
 from evaluation import template_patterns
 from evaluation.chat_template import ChatTemplate, with_fixed_date
 from evaluation.errors import UserError
+from evaluation.template_environment import ChatEnvironment
 from evaluation.template_patterns import Patterns, Slot
 
 TOKENIZER = style_tokenizer(CHATML)
 NAMED = {name: str(token) for name, token in TOKENIZER.special_tokens_map.items()}
 ROLES = (("user",), ("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 2)
+KNOWN_FILTERS = ("d", "default", "string", "trim")
 SHIPPED = ("alpaca", "chatml", "llama2", "llama3", "vicuna")
 OPEN = {
     **{style.name: style.template for style in STYLES if ".strip()" not in style.template},
@@ -138,6 +141,17 @@ def test_a_template_that_looks_into_a_text_is_rendered_a_conversation_at_a_time(
     for content in ("a", "B<", "", " a ", "12"):
         messages = chat(["user"], [content])
         assert template.render(messages, ask=False) == theirs(text, messages, False)
+    assert not any(patterns_of(template))
+
+
+OTHER_FILTERS = sorted(name for name in ChatEnvironment().filters if name[0] != " " and name not in KNOWN_FILTERS)
+
+
+@pytest.mark.parametrize("name", OTHER_FILTERS)
+def test_a_filter_looks_into_a_text(name: str) -> None:
+    template = ChatTemplate(f"{{{{ messages[0].content | {name} }}}}", NAMED)
+    with suppress(UserError):  # some want more than a text
+        template.render(chat(["user"], ["a"]), ask=False)
     assert not any(patterns_of(template))
 
 
