@@ -37,6 +37,7 @@ from finetune.recipe_data import Source
 from finetune.row_store import StoredRow
 from finetune.row_templates import RowUnusable, load_row_template, to_conversation
 from finetune.rows import BadRow, Row, read_rows
+from finetune.uncollected import uncollected_imports
 from finetune.workers import chunked
 
 MOST_MEMORY = re.compile(r"most memory: ([\d,]+) MiB, workers together ([\d,]+) MiB")
@@ -95,7 +96,8 @@ def seconds_of(work: Callable[[], int]) -> tuple[float, int]:
 
 def compare(file: Path, base: Path, folder: Path, rounds: int) -> str:
     """Measure the three on one core and return a table."""
-    renderer = Renderer(load_tokenizer(base))
+    with uncollected_imports():  # as a run imports the data stage
+        renderer = Renderer(load_tokenizer(base))
     recipe = recipe_for(file)
     path = Rows(recipe.data.train[0], renderer, train_settings(recipe), folder)
     texts = path.texts()

@@ -9,47 +9,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from string import Formatter
-from types import BuiltinMethodType, MethodType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.environment import Template
+from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
-from jinja2.utils import Cycler, Joiner, Namespace
 from pydantic import JsonValue
 
 from evaluation.errors import DataError, UserError
-from evaluation.template_meter import LONGEST_TEXT, Meter, TemplateExceedsError
-from evaluation.template_operations import apply_operator, check_method, filters_for
-from evaluation.template_syntax import bound
+from evaluation.template_environment import DAY, SHOWN_CHARACTERS, TEMPLATE_DATE, ChatEnvironment, Refusal
+from evaluation.template_meter import LONGEST_TEXT, TemplateExceedsError
+from evaluation.template_patterns import Patterns
 
-TEMPLATE_DATE = "26 Jul 2024"
-"""LLaMA 3 templates print today's date into the system turn; a run must not depend on the day it is made.
-
-This is the date that the templates themselves fall back to:
-https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/blob/main/tokenizer_config.json
-"""
-LONGEST_TEMPLATE = 10**5
-"""Characters of a template."""
+__all__ = ["TEMPLATE_DATE", "ChatTemplate", "Unrenderable", "with_fixed_date"]
 
 _ASKS_FOR_THE_DAY = re.compile(r"""\bstrftime_now\(\s*(?:"([^"{}\\]*)"|'([^'{}\\]*)')\s*\)""")
-_DAY = datetime.strptime(TEMPLATE_DATE, "%d %b %Y")
-_DATE_FORMAT = re.compile(r"(?:[^%]|%[-#]?[A-Za-z%]){0,100}", re.ASCII)
-_DETAIL = 200  # characters of a template's own words that are shown
-_JINJA_OWN = ("_loop_vars", "_block_vars")  # what compiled templates pass along with every call
 _HINT = "name another one in `base.chat_template`"
 
 
 def with_fixed_date(template: str) -> str:
     """Return a template that writes TEMPLATE_DATE where it would write the date of the day, whoever renders it."""
-    fixed = _ASKS_FOR_THE_DAY.sub(lambda found: json.dumps(_DAY.strftime(found[1] or found[2] or "")), template)
+    fixed = _ASKS_FOR_THE_DAY.sub(lambda found: json.dumps(DAY.strftime(found[1] or found[2] or "")), template)
     if "date_string" not in template:
         return fixed
     return f'{{%- if date_string is not defined %}}{{%- set date_string = "{TEMPLATE_DATE}" %}}{{%- endif %}}\n{fixed}'
@@ -73,8 +53,9 @@ class ChatTemplate:
         Raises:
             DataError: it is not Jinja, too long, or uses what chat templates may not.
         """
-        self._environment = _Environment()
+        self._environment = ChatEnvironment()
         self._special_tokens = dict(special_tokens)
+        self._patterns = Patterns(text, lambda messages, ask: self._variables(messages, (), ask))
         try:
             self._template = self._environment.compiled(text)
         except TemplateExceedsError as error:
@@ -91,18 +72,19 @@ class ChatTemplate:
             Unrenderable: `template_refuses`: the template says that it cannot; `template_fails`: it breaks.
             DataError: it takes more than a second, makes more than 10**7 characters, or reaches outside.
         """
-        variables: dict[str, Any] = {
-            **self._special_tokens,
-            "messages": list(messages),
-            "tools": list(tools) or None,
-            "documents": None,
-            "add_generation_prompt": ask,
-            "date_string": TEMPLATE_DATE,
-        }
+        if tools:
+            return self._rendered(messages, tools, ask)
+        return self._patterns.text_or_learn(messages, ask, lambda: self._rendered(messages, (), ask))
+
+    def _rendered(
+        self, messages: Sequence[dict[str, JsonValue]], tools: Sequence[dict[str, JsonValue]], ask: bool
+    ) -> str:
         try:
-            return self._joined(variables)
-        except _Refusal as error:
-            raise Unrenderable("template_refuses", f"the chat template says: {str(error)[:_DETAIL]}") from error
+            return self._joined(self._variables(messages, tools, ask))
+        except Refusal as error:
+            raise Unrenderable(
+                "template_refuses", f"the chat template says: {str(error)[:SHOWN_CHARACTERS]}"
+            ) from error
         except (TemplateExceedsError, SecurityError) as error:
             raise _refused(str(error)) from error
         except (RecursionError, MemoryError) as error:
@@ -112,6 +94,18 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             detail = f"the chat template fails with {type(error).__name__}"
             raise Unrenderable("template_fails", detail) from error
+
+    def _variables(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, JsonValue]], ask: bool
+    ) -> dict[str, Any]:
+        return {
+            **self._special_tokens,
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": ask,
+            "date_string": TEMPLATE_DATE,
+        }
 
     def _joined(self, variables: dict[str, Any]) -> str:
         meter = self._environment.meter
@@ -129,147 +123,3 @@ class ChatTemplate:
 
 def _refused(why: str) -> DataError:
     return DataError(f"the chat template is refused: {why}", where="base", hint=_HINT)
-
-
-class _Refusal(TemplateError):
-    """The template's own `raise_exception`."""
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what the assistant wrote; what is trained on is found without it."""
-
-    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("unmarked"), [], [], body).set_lineno(line)
-
-    def unmarked(self, caller: Macro) -> str:
-        return caller()
-
-
-class _Namespace(Namespace):
-    """Refuses names that begin with an underscore, and does not show what it holds, which may be itself."""
-
-    def __init__(*args: Any, **named: Any) -> None:
-        self, *rest = args
-        for name in (values := dict(*rest, **named)):
-            _check_name(name)
-        Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        Namespace.__setitem__(self, name, value)
-
-    def __repr__(self) -> str:
-        raise SecurityError("a namespace cannot be written")
-
-
-class _Mapping:
-    """`dict` without the rest of Python's class."""
-
-    def __call__(self, *args: Any, **named: Any) -> dict[Any, Any]:
-        return dict(*args, **named)
-
-
-class _Format:
-    """`'…'.format`, with fields that are short and reach no further than the sandbox lets them."""
-
-    def __init__(self, environment: _Environment, text: str) -> None:
-        self._environment = environment
-        self._text = text
-
-    def __call__(self, *args: Any, **named: Any) -> str:
-        return self._environment.meter.made(_Formatter(self._environment).vformat(self._text, args, named))
-
-
-class _Formatter(Formatter):
-    def __init__(self, environment: _Environment) -> None:
-        self._environment = environment
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        if not re.fullmatch(r"\w*", field_name):
-            raise SecurityError("a field of `format` may only be a name or a number")
-        return self.get_value(int(field_name) if field_name.isdecimal() else field_name, args, kwargs), field_name
-
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        if any(len(digits) > 3 for digits in re.findall(r"\d+", format_spec)):
-            raise TemplateExceedsError("it fills in text with a width above 999")
-        self._environment.meter.written(value)
-        return self._environment.meter.made(super().format_field(value, format_spec))
-
-    def convert_field(self, value: Any, conversion: Any) -> Any:
-        if conversion not in (None, "s"):
-            raise SecurityError("a field of `format` may only be converted with !s")
-        return self._environment.meter.written(value) if conversion else value
-
-
-def _check_name(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace holds no {name[:_DETAIL]!r}")
-
-
-def _raise_exception(message: object) -> None:
-    raise _Refusal(str(message))
-
-
-def _strftime_now(form: str) -> str:
-    if not _DATE_FORMAT.fullmatch(form):
-        raise TemplateExceedsError("it writes the date in a form that is not accepted")
-    return _DAY.strftime(form)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset({"+", "*", "%", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.meter = Meter()
-        self.filters = filters_for(self.meter)
-        self.globals = {
-            "range": safe_range,
-            "dict": _Mapping(),
-            "namespace": _Namespace,
-            "cycler": Cycler,
-            "joiner": Joiner,
-            "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
-        }
-        self._functions = tuple(self.globals.values())
-
-    def compiled(self, text: str) -> Template:
-        """Compile a template with counting in it."""
-        if len(text) > LONGEST_TEMPLATE:
-            raise TemplateExceedsError(f"it is longer than {LONGEST_TEMPLATE} characters")
-        code = self.compile(bound(self.parse(text)))
-        return Template.from_code(self, code, self.make_globals(None))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 (Jinja's signature)
-        return apply_operator(self.meter, operator, left, right)
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        raise SecurityError(f"it reaches for {attribute[:_DETAIL]!r} of a {type(obj).__name__}")
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        if isinstance(value, (MethodType, BuiltinMethodType)) and value.__name__ in ("format", "format_map"):
-            if value.__name__ == "format" and type(value.__self__) is str:
-                return _Format(self, value.__self__)
-            raise SecurityError("it reaches for `format` of something else than a text")
-        return None
-
-    def call(self, context: Context, obj: Any, /, *args: Any, **named: Any) -> Any:
-        """Call a macro, a function of chat templates, or a method of a text, list or mapping; nothing else."""
-        self.meter.tick()
-        owner = obj.__self__ if isinstance(obj, (MethodType, BuiltinMethodType)) else None
-        if isinstance(obj, (Macro, LoopContext, Joiner, _Format)) or any(obj is one for one in self._functions):
-            return self.meter.made(super().call(context, obj, *args, **named))
-        if isinstance(owner, (LoopContext, Cycler, _Generation)):
-            return self.meter.made(super().call(context, obj, *args, **named))
-        if owner is not None:
-            given = {name: value for name, value in named.items() if name not in _JINJA_OWN}
-            checked = check_method(self.meter, owner, obj.__name__, [*args, *given.values()])
-            return self.meter.made(obj(*checked[: len(args)], **given))
-        if isinstance(obj, Undefined):
-            return obj()
-        raise SecurityError(f"it calls a {type(obj).__name__}, which is not accepted")

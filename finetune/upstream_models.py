@@ -139,6 +139,12 @@ def _places_are_counted_in_characters() -> bool:
     return (encoding.ids, list(encoding.offsets)) == ([2, 3], [(0, 1), (2, 3)])
 
 
+def _places_change_no_ids() -> bool:
+    backend = _small_tokenizer().backend_tokenizer
+    [quick] = backend.encode_batch_fast(["é b"], add_special_tokens=False)
+    return list(quick.ids) == [2, 3]
+
+
 def _gguf_of_llama_is_read() -> bool:
     return "llama" in GGUF_SUPPORTED_ARCHITECTURES
 
@@ -213,6 +219,7 @@ MODEL_CONTRACTS = (
         _chats_become_lists,
     ),
     Contract("offsets", "tokenizers", "encode_batch gives offsets in characters", _places_are_counted_in_characters),
+    Contract("fast_ids", "tokenizers", "encode_batch_fast gives ids as encode_batch does", _places_change_no_ids),
     Contract("gguf", "transformers", "GGUF files of the architecture `llama` are read", _gguf_of_llama_is_read),
     Contract(
         "weight_files",

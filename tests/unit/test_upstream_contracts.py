@@ -154,6 +154,14 @@ def counts_bytes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(transformers.PreTrainedTokenizerFast, "backend_tokenizer", backend)
 
 
+def has_other_ids_without_places(patch: pytest.MonkeyPatch) -> None:
+    class Quick:
+        def encode_batch_fast(self, texts: list[str], **how: object) -> list[Any]:
+            return [type("Encoding", (), {"ids": [3, 2]})()]
+
+    patch.setattr(transformers.PreTrainedTokenizerFast, "backend_tokenizer", property(lambda self: Quick()))
+
+
 def reads_no_llama(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(upstream_models, "GGUF_SUPPORTED_ARCHITECTURES", ["qwen2"])
 
@@ -197,6 +205,7 @@ FAKES: dict[str, tuple[Fake, str]] = {
     "dequantizing": (dequantizes_transposed, "bitsandbytes"),
     "chat_ids": (returns_a_mapping, "transformers"),
     "offsets": (counts_bytes, "tokenizers"),
+    "fast_ids": (has_other_ids_without_places, "tokenizers"),
     "gguf": (reads_no_llama, "transformers"),
     "weight_files": (writes_pickles, "transformers"),
     "adapter_files": (writes_adapters_elsewhere, "peft"),

@@ -7,7 +7,7 @@ import pytest
 from chat_styles import CHATML, LLAMA_2, LLAMA_3, STYLES, ZEPHYR, Style, style_tokenizer
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.conversation import Conversation, Message, Role, ToolCall
@@ -393,6 +393,16 @@ def test_tokenizer_without_end_of_sequence_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=style_tokenizer(CHATML).backend_tokenizer)
     with pytest.raises(DataError, match="no end-of-sequence token"):
         Renderer(tokenizer).example(plain(("user", "a"), ("assistant", "b")))
+
+
+def test_a_control_token_that_is_written_and_not_read_moves_no_mask() -> None:
+    tokenizer = style_tokenizer(CHATML)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|b|>", single_word=True, special=True)]})
+    tokenizer.chat_template = f"a<|b|>c <|b|> {CHATML.template}"
+    rendering = Renderer(tokenizer)
+    example = rendering.example(FOUR_TURNS)
+    assert sum(tokenizer.convert_ids_to_tokens(i) == "<|b|>" for i in example.input_ids) == 1
+    assert trained_texts(rendering, example) == ["A fever.<|im_end|>", "不是。<|im_end|>"]
 
 
 def test_refusal_does_not_show_the_text() -> None:
