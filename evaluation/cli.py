@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.markup import escape
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from evaluation.errors import DataError, TaskError, UserError
+from evaluation.interruption import Interrupted, listening
 from evaluation.offline import network_refused
 from evaluation.quiet import quiet_libraries
 from evaluation.screen import PrintableConsole
@@ -159,15 +160,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with network_refused() if _OFFLINE in given else nullcontext():
+        with listening(), network_refused() if _OFFLINE in given else nullcontext():
             app(args=[argument for argument in given if argument not in (_TRACEBACK, _OFFLINE)], prog_name="evaluation")
+    except Interrupted as interrupted:
+        _fail(interrupted, interrupted.exit_code)
     except UserError as error:
         if _TRACEBACK in given:
             raise
-        PrintableConsole(stderr=True, soft_wrap=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False
-        )
-        raise SystemExit(error.exit_code) from error
+        _fail(error, error.exit_code)
+
+
+def _fail(error: BaseException, status: int) -> NoReturn:
+    PrintableConsole(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+    raise SystemExit(status) from error
 
 
 def _check_name(contender: str) -> None:

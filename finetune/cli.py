@@ -348,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _hears_itself(given: Sequence[str]) -> bool:
     """Say whether a command has a use of its own for Ctrl-C: it stops an answer of a chat, and ends a server."""
-    return next((argument for argument in given if not argument.startswith("-")), "") in ("chat", "serve")
+    command = next((argument for argument in given if not argument.startswith("-")), "")
+    return command == "chat" or (command == "serve" and "--prove" not in given)
 
 
 def _fail(text: str, status: int) -> NoReturn:

@@ -37,6 +37,11 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Ended(BaseException):
     """Somebody asked this process to end; not an error, so that nothing takes it for one."""
 
+    def __init__(self, number: int) -> None:
+        """Take the signal."""
+        super().__init__()
+        self.number = number
+
 
 @dataclass
 class ServerProcess:
@@ -153,8 +158,8 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _asked_to_end() -> Iterator[None]:
-    def end(_: int, __: FrameType | None) -> None:
-        raise Ended
+    def end(number: int, _: FrameType | None) -> None:
+        raise Ended(number)
 
     heard = [one for one in ENDING_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]  # nohup is obeyed
     held = {number: signal.signal(number, end) for number in heard}

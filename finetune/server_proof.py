@@ -25,6 +25,7 @@ from finetune.server_process import Ended, free_port
 from finetune.serving import Place, facts_of, started
 from finetune.serving_choice import Server, choose_server
 from finetune.serving_model import Asked, ServedModel, find_served
+from finetune.signals import NOTHING_BY_HALVES, Interrupted
 
 CONVERSATIONS, ANSWERED = 64, 8
 """Conversations whose tokens are counted; how many of them are answered in full."""
@@ -38,6 +39,7 @@ def prove_server(model: ServedModel, forced: Server | None, cache: Path, reporte
     Raises:
         MachineError: no server can be started here, or it failed.
         ProofFailed: as for `compare_answers`.
+        Interrupted: this process was asked to end while the server ran.
     """
     server = choose_server(facts_of(model), forced).server
     place = Place("127.0.0.1", free_port())
@@ -51,7 +53,7 @@ def prove_server(model: ServedModel, forced: Server | None, cache: Path, reporte
             answers = ask_server(place.address, model.name, asked[:ANSWERED], ANSWER_TOKENS, advance)
             answers += ask_server(place.address, model.name, asked[ANSWERED:], 1, advance)
     except Ended as ended:
-        raise KeyboardInterrupt from ended
+        raise Interrupted(ended.number, NOTHING_BY_HALVES) from ended
     tokens, gaps = compare_answers(own, server, asked, answers)
     return ServerProof(
         server=server,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import finetune.server_proof
 from evaluation.files import write_model
 from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec
+from finetune.cli import main
 from finetune.errors import DataError, ProofFailed
 from finetune.server_door import SERVER_PROOF_FILE, ServerAnswer, ServerProof, describe_server_proof
+from finetune.server_process import Ended, ServerProcess
 from finetune.server_proof import (
     ANSWER_TOKENS,
     ANSWERED,
@@ -24,7 +28,8 @@ from finetune.server_proof import (
     prove_served,
     server_conversations,
 )
-from finetune.serving_model import Asked
+from finetune.serving_choice import Choice
+from finetune.serving_model import Asked, ServedModel
 
 PROOF = ServerProof(
     server="transformers", version="5.23.0", model_sha256="a", conversations=64, prompt_tokens=4000,
@@ -102,6 +107,26 @@ def test_a_proof_of_another_model_or_a_damaged_one_is_none(tmp_path: Path) -> No
     (tmp_path / SERVER_PROOF_FILE).write_text("{}")
     assert load_server_proof(tmp_path, "a") is None
     assert "7/8 answers equal, parted at gaps of at most 0.010 logits" in describe_server_proof(PROOF)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_proof_that_is_interrupted_ends_with_a_line_and_writes_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupted(*_: object) -> Iterator[ServerProcess]:
+        raise Ended(number)
+        yield
+
+    model = write_tiny_base(tmp_path / "model")
+    monkeypatch.setattr(finetune.server_proof, "started", interrupted)
+    monkeypatch.setattr(finetune.server_proof, "choose_server", lambda *_: Choice("transformers", ()))
+    monkeypatch.setattr(finetune.server_proof, "find_served", lambda *_: ServedModel("tiny", model))
+    before = sorted(model.iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(model), "--prove", "--cache", str(tmp_path / "cache")])
+    assert ended.value.code == 128 + number
+    assert sorted(model.iterdir()) == before
 
 
 def test_one_model_in_a_folder_is_proven(tmp_path: Path) -> None:
