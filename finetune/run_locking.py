@@ -108,4 +108,4 @@ def _commit() -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None  # one without a commit has a HEAD all the same

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
 from importlib.metadata import requires
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
@@ -23,7 +26,7 @@ from finetune.recipe_file import load_recipe, shipped_recipes
 from finetune.recipe_written import spell_out
 from finetune.run_directory import RunDirectory
 from finetune.run_lock import Lock
-from finetune.run_locking import _commit, build_lock, lock_inputs, lock_machine, recipe_hash
+from finetune.run_locking import _commit, _machine_of_training, build_lock, lock_inputs, lock_machine, recipe_hash
 from finetune.training_records import TrainingSummary
 
 
@@ -122,3 +125,34 @@ def test_instructions_are_flags_and_torchs_choice() -> None:
 def test_an_installed_program_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(finetune, "__file__", str(tmp_path / "site-packages" / "finetune" / "__init__.py"))
     assert _commit() is None
+
+
+def test_a_checkout_has_its_commit_where_git_answers_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    monkeypatch.setattr(finetune, "__file__", str(tmp_path / "finetune" / "__init__.py"))
+    assert _commit() is None
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", _commit() or "")
+    (tmp_path / "environment").mkdir()
+    with monkeypatch.context() as installed:  # below somebody's checkout, which is another program
+        installed.setattr(finetune, "__file__", str(tmp_path / "environment" / "finetune" / "__init__.py"))
+        assert _commit() is None
+
+    def without_end(command: list[str], timeout: float, **_: object) -> NoReturn:
+        assert timeout <= 10
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", without_end)
+    assert _commit() is None
+
+
+def test_a_machine_is_known_once_something_was_trained_on_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert _machine_of_training(run) is None
+    run.environment.write_text("{}")
+    assert _machine_of_training(run) is None
+    run.environment.unlink()
+    run.training.mkdir()
+    (run.training / "summary.json").write_text("{}")
+    assert _machine_of_training(run) is None
