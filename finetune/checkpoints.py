@@ -63,7 +63,7 @@ class Progress(Record):
     devices: int
     seconds: float
     """Of training, over all its parts."""
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: int
     """Largest resident memory of a process of this stage so far, over all its parts."""
     memory: MemorySetting
     """What training has settled on for want of memory."""
@@ -86,7 +86,7 @@ def new_checkpoint(parent: Path, step: int) -> Iterator[Path]:
             path.name: WrittenFile(bytes=path.stat().st_size, sha256=sha256_of_file(path))
             for path in sorted(staging.iterdir())
         }
-        (staging / MANIFEST).write_text(Manifest(files=files).model_dump_json(indent=2), encoding="utf-8")
+        (staging / MANIFEST).write_text(Manifest(files=files).model_dump_json(), encoding="utf-8")
     verify_checkpoint(folder)
     for older in checkpoints(parent)[:-KEPT]:
         shutil.rmtree(older)

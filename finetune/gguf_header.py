@@ -55,7 +55,7 @@ def check_gguf_header(file: Path) -> None:
 class _Walk:
     opened: BinaryIO
     file: Path
-    size: int = 0
+    size: int = field(init=False)
     keys: set[str] = field(default_factory=set)
     architecture: str = ""
 

@@ -20,7 +20,7 @@ def forget_links(snapshot: Path) -> None:
             continue
         blob = path.resolve()
         path.unlink()
-        if blob != path and blob.is_file() and not is_its_name(blob):
+        if blob.is_file() and not is_its_name(blob):
             blob.unlink()
 
 

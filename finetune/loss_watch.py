@@ -29,16 +29,17 @@ def find_divergence(losses: Sequence[float]) -> Divergence | None:
     """Find the first ten steps on end whose losses are all above one and a half times the mean of the first five."""
     start = fmean(losses[:START_STEPS]) if losses else 0.0
     limit = DIVERGED_FACTOR * start
-    above = first = 0
-    found: Divergence | None = None
+    above = last = 0
     for step, loss in enumerate(losses[START_STEPS:], start=START_STEPS + 1):
-        above = above + 1 if loss > limit else 0
-        if above == 0 and found is not None:
+        if loss > limit:
+            above, last = above + 1, step
+        elif above >= DIVERGED_STEPS:
             break
-        first = step if above == 1 else first
-        if above >= DIVERGED_STEPS:
-            found = Divergence(step=first, steps=above, start=start, limit=limit)
-    return found
+        else:
+            above = 0
+    if above < DIVERGED_STEPS:
+        return None
+    return Divergence(step=last - above + 1, steps=above, start=start, limit=limit)
 
 
 def diverges_now(losses: Sequence[float]) -> Divergence | None:

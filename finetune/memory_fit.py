@@ -48,7 +48,7 @@ class MemoryFit:
         """Tells a person of every change."""
         self._checkpoints = checkpoints
         self._processes = processes
-        self._step = -1
+        self._step: int | None = None
         self._computed: list[Batch] = []
 
     @property

@@ -151,6 +151,5 @@ def _later(seconds: float, call: Callable[[], None]) -> threading.Timer:
 
 
 def _leave(status: int, what: str) -> None:
-    sys.stderr.write(f"{what}\n")
-    sys.stderr.flush()
+    sys.stderr.write(f"{what}\n")  # whose end flushes it
     os._exit(status)

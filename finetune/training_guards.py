@@ -28,7 +28,7 @@ class NotFinite(TrainingStopped):
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name the first tensor that holds a NaN or an infinity."""
-    if not tensors or torch.isfinite(torch.nn.utils.get_total_norm(list(tensors.values()))):
+    if torch.isfinite(torch.nn.utils.get_total_norm(list(tensors.values()))):
         return None
     # The norm of finite numbers overflows where they are huge.
     return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)

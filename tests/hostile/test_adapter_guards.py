@@ -62,6 +62,7 @@ def test_what_is_hostile_is_not(name: str, tmp_path: Path) -> None:
     ("values", "said"),
     [
         ({"r": LARGEST_RANK + 1}, "r and rank_pattern"),
+        ({"r": 100_000}, "r and rank_pattern"),
         ({"rank_pattern": {"q_proj": 0}}, "r and rank_pattern"),
         ({"alpha_pattern": {"q_proj": float("nan")}}, "lora_alpha and alpha_pattern"),
         ({"lora_alpha": "8"}, "lora_alpha and alpha_pattern"),

@@ -86,6 +86,12 @@ def test_damaged_json(name: str, text: str, tmp_path: Path) -> None:
         check_model_files(tmp_path)
 
 
+def test_json_of_the_largest_size_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    monkeypatch.setattr("evaluation.model_files._LARGEST_JSON", 8)
+    assert read_json_object(tmp_path / "a.json") == {"a": 1}
+
+
 def test_json_without_end_or_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no a\.json"):
         read_json_object(tmp_path / "a.json")
@@ -117,6 +123,7 @@ def _named(text: bytes, *numbers: int, kind: int = 0, offset: int = 0) -> bytes:
         ((), ()),
         ((_pair(b"a", 9, struct.pack("<IQ", 4, 2) + b"\0" * 8),), ()),
         ((_pair(b"a", 9, struct.pack("<IQ", 8, 2) + _string(b"x") * 2),), ()),
+        ((_pair(b"a", 8, _string(b"longer than a name may be" * 4000)),), (_named(b"t", 2),)),
         ((_pair(b"a", 9, struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 0, 3) + b"abc"),), ()),
         (
             tuple(
@@ -135,6 +142,30 @@ def test_right_headers(pairs: tuple[bytes, ...], tensors: tuple[bytes, ...], tmp
             tmp_path,
             _gguf(len(tensors), len(pairs) + 1 + len(NEEDED), STATED + b"".join(pairs) + b"".join(tensors), version),
         )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([_pair(b"general.architecture", 8, _string(b"gpt2"))], "its architecture is 'gpt2'"),
+        ([_pair(b"general.architecture", 4, b"\0" * 4)], "its architecture is ''"),
+        ([], "its architecture is ''"),
+        ([ARCHITECTURE, ARCHITECTURE], "'general.architecture' stands twice"),
+        ([ARCHITECTURE, _pair(b"a", 0, b"1"), _pair(b"a", 0, b"1")], "'a' stands twice"),
+    ],
+)
+def test_where_all_else_is_right_the_one_fault_is_named(pairs: list[bytes], said: str, tmp_path: Path) -> None:
+    sizes = [_pair(f"llama.{name}".encode(), 4, b"\0" * 4) for name in NEEDED]
+    with pytest.raises(DataError, match=said):
+        gguf(tmp_path, _gguf(0, len(sizes) + len(pairs), b"".join([*sizes, *pairs])))
+
+
+@pytest.mark.parametrize("version", [0, 1, 4])
+def test_another_version_is_refused(version: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"GGUF of version {version}; accepted: 2, 3"):
+        gguf(tmp_path, _gguf(0, 1 + len(NEEDED), STATED, version))
+    with pytest.raises(DataError, match="does not begin with 'GGUF'"):
+        gguf(tmp_path, b"GGML" + _gguf(0, 1 + len(NEEDED), STATED)[4:])
 
 
 @pytest.mark.parametrize(

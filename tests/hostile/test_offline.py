@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tiny_runs import finetune_command, write_classification, write_instructions
@@ -89,6 +91,45 @@ def test_a_refusal_that_a_library_swallows_is_told_at_the_end() -> None:
         _ended(thread)
 
 
+@pytest.mark.parametrize("code", [None, 0, "3"])
+def test_nobody_ends_well_after_a_refusal_that_was_swallowed(code: object) -> None:
+    """typer ends every command with `SystemExit`; a failure keeps its own code."""
+
+    def ended() -> NoReturn:
+        with contextlib.suppress(MachineError):
+            _connect(socket.AF_INET, OUTSIDE)
+        raise SystemExit(code)
+
+    with pytest.raises((MachineError, SystemExit)) as caught, network_refused():
+        ended()
+    if code == "3":
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == code
+    else:
+        assert "and went on without" in str(caught.value)
+    with pytest.raises(SystemExit), network_refused():
+        raise SystemExit(code)
+
+
+def test_no_more_than_six_packages_are_named() -> None:
+    ask: Callable[[], object] = lambda: socket.getaddrinfo("example.org", 80)  # noqa: E731
+    for number in range(9):
+        names: dict[str, object] = {"__name__": f"package{number}.part", "ask": ask}
+        exec("def called(): ask()", names)
+        ask = names["called"]  # type: ignore[assignment]
+    with pytest.raises(MachineError, match="test_offline for package0 for") as caught, network_refused():
+        ask()
+    assert "package4" in str(caught.value)
+    assert "package5" not in str(caught.value)
+
+
+def test_a_program_without_packages_is_named_as_such() -> None:
+    ask = "with network_refused(): socket.getaddrinfo('example.org', 80)"
+    program = f"import socket; from evaluation.offline import network_refused\n{ask}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "this program asked for example.org" in done.stderr
+
+
 def _ended(thread: threading.Thread) -> None:
     thread.start()
     thread.join()
@@ -101,8 +142,17 @@ def test_this_machine_may_be_asked(tmp_path: Path) -> None:
         socket.create_connection(("localhost", server.getsockname()[1]), timeout=5).close()
         socket.getaddrinfo(None, 80)
         socket.getaddrinfo("::1", 80)
+        socket.getaddrinfo(b"localhost", 80)
+        with pytest.raises(OSError, match="assign"), socket.socket() as elsewhere:
+            elsewhere.bind(OUTSIDE)  # who listens asks nobody; it is not this machine's address, and the system says so
         socket.getaddrinfo("0.0.0.0", 80)
         local.bind(str(tmp_path / "s"))
+        local.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+        if sys.platform == "linux":  # the kernel is asked by numbers, which are no host's
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as kernel:
+                kernel.connect((0, 0))
         assert attempts == []
 
 
@@ -115,6 +165,8 @@ def test_afterwards_all_is_as_before() -> None:
     assert dict(os.environ) == before
     stay_offline()
     assert not is_offline()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, contextlib.suppress(OSError):
+        one.connect(OUTSIDE)  # which sends nothing, and is not refused any more
 
 
 CHILD = """

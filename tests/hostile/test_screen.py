@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.control import Control
 from rich.table import Table
 from tiny_runs import finetune_command
 
@@ -43,6 +44,13 @@ def test_colours_of_rich_are_left() -> None:
     file = io.StringIO()
     PrintableConsole(file=file, force_terminal=True).print("[red]a[/]")
     assert "\x1b[31m" in file.getvalue()
+
+
+def test_rich_itself_may_move_the_cursor() -> None:
+    """A progress bar is drawn over the one before."""
+    file = io.StringIO()
+    PrintableConsole(file=file, force_terminal=True).print(Control.home())
+    assert file.getvalue().startswith("\x1b[H")
 
 
 def test_the_commands_print_so() -> None:

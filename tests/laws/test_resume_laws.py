@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +18,7 @@ from tiny_training import StopAfter, going_on, silent, stop_after, tiny_examples
 from evaluation.files import staged_folder
 from evaluation.rendering import Example
 from finetune.adapter import adapter_hash
-from finetune.checkpoint_state import RandomState, read_tree, read_weights, write_tree
+from finetune.checkpoint_state import read_weights
 from finetune.checkpoints import (
     MANIFEST,
     MadeFrom,
@@ -378,62 +377,3 @@ def test_nothing_is_pickled(stopped: TrainingJob) -> None:
         elif path.is_file():
             whole = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
             assert all(json.loads(text) for text in whole)
-
-
-# ------------------------------------------------------------------ the parts
-
-
-def test_generators_come_back(tmp_path: Path) -> None:
-    def drawn() -> tuple[object, ...]:
-        return (
-            random.random(),
-            random.gauss(0, 1),
-            float(np.random.rand()),
-            float(np.random.randn()),
-            torch.rand(3).tolist(),
-            torch.randn(1).item(),
-        )
-
-    drawn()
-    write_tree(tmp_path, "random", RandomState.now().tree)
-    first, second = drawn(), drawn()
-    assert first != second
-    RandomState(read_tree(tmp_path, "random")).restore()
-    assert (drawn(), drawn()) == (first, second)
-
-
-def test_tensors_of_every_type_come_back(tmp_path: Path) -> None:
-    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int8, torch.int64)
-    tensors = [torch.arange(6).reshape(2, 3).to(kind) for kind in kinds] + [torch.tensor(3.0), torch.ones(4, 4).T]
-    tree = {0: {"states": tensors, "step": 3, "nested": {"absmax": tensors[0]}}, "betas": (0.9, 0.999), "none": None}
-    write_tree(tmp_path, "state", tree)
-    found = read_tree(tmp_path, "state")
-    assert found["betas"] == (0.9, 0.999)
-    assert found["none"] is None
-    assert found[0]["step"] == 3
-    assert type(found[0]["step"]) is int
-    for one, other in zip(found[0]["states"], tensors, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-
-
-def test_eight_bit_states_come_back(tmp_path: Path) -> None:
-    """bitsandbytes keeps bytes and one code book for all; the book is written with each, and read as it was."""
-    book = torch.linspace(-1, 1, 256)
-    quantized = {"state1": torch.randint(0, 255, (4096,), dtype=torch.uint8), "qmap1": book, "absmax1": torch.rand(16)}
-    state = {"state": {0: {"step": 7, "quant": quantized}, 1: {"step": 7, "quant": quantized | {}}}}
-    write_tree(tmp_path, "optimizer", state)
-    found = read_tree(tmp_path, "optimizer")
-    for index in (0, 1):
-        for name, tensor in quantized.items():
-            assert torch.equal(found["state"][index]["quant"][name], tensor)
-            assert found["state"][index]["quant"][name].dtype == tensor.dtype
-
-
-@pytest.mark.parametrize(
-    "text", ["[]x", "[1]", '{"tensor": "9"}', '{"pickle": []}', '{"list": 3}', '{"list": [], "tuple": []}', "[" * 5000]
-)
-def test_what_is_no_state_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "optimizer.json").write_text(text)
-    with pytest.raises(DataError, match=r"optimizer\.json"):
-        read_tree(tmp_path, "optimizer")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
+import os
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from tiny_runs import Workplace, write_classification, write_instructions
 from tiny_training import tiny_recipe
 
@@ -17,8 +22,9 @@ from evaluation.model import ModelSpec, load_base
 from finetune import disk_space
 from finetune.adapter import build_adapter
 from finetune.base_files import open_base
-from finetune.disk_faults import TellingDiskFaults, disk_fault
+from finetune.disk_faults import TellingDiskFaults, as_told, disk_fault
 from finetune.disk_space import (
+    EVERY_CONTENDER,
     SMALL_FILES,
     Sizes,
     adapter_parameters,
@@ -27,12 +33,14 @@ from finetune.disk_space import (
     require_space,
     size_text,
     weight_shapes,
+    weights_bytes,
 )
 from finetune.errors import DataError, MachineError
 from finetune.exporting import export_model
 from finetune.merging_shards import fold_shards
 from finetune.peft_weights import open_peft_folder
 from finetune.quantizing import export_quantized
+from finetune.recipe import Recipe
 from finetune.recipe_file import load_recipe
 from finetune.run_directory import STAGES, RunDirectory, Stage
 
@@ -168,6 +176,134 @@ def test_a_header_that_is_none_is_refused(tmp_path: Path) -> None:
             weight_shapes(tmp_path)
 
 
+def test_a_header_is_no_larger_than_safetensors_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__metadata__": {}}'
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
+    monkeypatch.setattr(disk_space, "LARGEST_HEADER", len(header))
+    assert weight_shapes(tmp_path) == {"a": (2, 3)}
+    monkeypatch.setattr(disk_space, "LARGEST_HEADER", len(header) - 1)
+    with pytest.raises(DataError, match="not a safetensors file"):
+        weight_shapes(tmp_path)
+    monkeypatch.undo()
+    length = disk_space.LARGEST_HEADER + 1
+    assert length < 2**30
+    with (tmp_path / "large.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(8 + length)
+    with pytest.raises(SafetensorError, match="header too large"):
+        safe_open(tmp_path / "large.safetensors", "pt")
+
+
+# ------------------------------------------------------------------ estimates
+
+
+def estimates(recipe: Recipe, folder: Path, *sources: Path) -> dict[Stage, int]:
+    """Estimate what the stages write beside their small files, in bytes."""
+    sizes = Sizes(recipe, RunDirectory(folder / "run"), Path(recipe.base.model), sources)
+    return {stage: bytes_for(stage, sizes) - SMALL_FILES for stage in STAGES}
+
+
+def test_the_small_files_are_some_megabytes() -> None:
+    assert 2**20 <= SMALL_FILES <= 2**26
+
+
+def test_packed_rows_are_many_more_than_their_bytes(place: Workplace, tmp_path: Path) -> None:
+    text = "".join(f'{{"instruction": "what is {row}?", "output": "it is {row}"}}\n' for row in range(500)).encode()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.jsonl").write_bytes(text)
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    (tmp_path / "rows.jsonl.gz").write_bytes(bytes(len(text)))  # what counts is the name
+    recipe = tiny_recipe(place.base)
+    plain, folder, packed, both = (
+        estimates(recipe, tmp_path, *(tmp_path / name for name in names))["prepare"]
+        for names in (["rows.jsonl"], ["rows"], ["rows.jsonl.gz"], ["rows.jsonl", "rows"])
+    )
+    assert plain == folder == both / 2
+    assert 4 * len(text) <= plain <= 8192 * 500
+    assert 5 * 4 * len(text) <= packed <= 20 * 20 * len(text)
+    (tmp_path / "rows" / "part.parquet").write_bytes(b"")
+    assert estimates(recipe, tmp_path, tmp_path / "rows")["prepare"] == packed
+
+
+def test_checkpoints_hold_an_adapter_about_a_dozen_times(place: Workplace, tmp_path: Path) -> None:
+    recipe = tiny_recipe(place.base)
+    fp32 = 4 * adapter_parameters(recipe.adapter, weight_shapes(place.base))
+    # Written at once: itself, the one that is kept, and three checkpoints of weights, two moments, and the best.
+    assert 2 + 3 * 4 <= estimates(recipe, tmp_path)["train"] / fp32 <= 20
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("f32", 4), ("bfloat16", 2), ("float16", 2), ("q8_0", 2)])
+def test_weights_take_their_types_bytes(place: Workplace, dtype: str, size: int) -> None:
+    parameters = sum(math.prod(shape) for shape in weight_shapes(place.base).values())
+    assert weights_bytes(place.base, dtype) == SMALL_FILES + size * parameters
+
+
+def test_two_merges_are_counted_only_where_two_are_tried(place: Workplace, tmp_path: Path) -> None:
+    nf4 = {"quantization": {"kind": "nf4"}}
+    counts = {
+        name: estimates(tiny_recipe(place.base, **sections), tmp_path)["merge"]
+        for name, sections in {
+            "best of two": nf4 | {"merge": {"onto": "best"}},
+            "one": nf4 | {"merge": {"onto": "dequantized"}},
+            "no quantization": {"merge": {"onto": "best"}},
+        }.items()
+    }
+    assert counts["one"] == counts["no quantization"]
+    assert counts["best of two"] == 2 * counts["one"] + SMALL_FILES
+
+
+def test_every_contender_answers_every_sample(place: Workplace, tmp_path: Path) -> None:
+    recipe = tiny_recipe(place.base)
+    assert estimates(recipe, tmp_path)["evaluate"] == 0
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "held_out.jsonl").write_text('{"id": 1}\n' * 10)
+    everyone = estimates(recipe, tmp_path)["evaluate"]
+    assert 10 * 1024 <= everyone / len(EVERY_CONTENDER) <= 10 * 16384
+    (tmp_path / "run" / "data" / "held_out.jsonl").write_text(f'{{"id": "{"x" * 992}"}}\n' * 10)
+    assert estimates(recipe, tmp_path)["evaluate"] - everyone == len(EVERY_CONTENDER) * 10 * (1003 - 10)
+    (tmp_path / "run" / "data" / "held_out.jsonl").write_text('{"id": 1}\n' * 10)
+    evaluation = recipe.evaluation.model_copy(update={"contenders": ("base", "adapter")})
+    two = estimates(recipe.model_copy(update={"evaluation": evaluation}), tmp_path)["evaluate"]
+    assert two == everyone * 2 / len(EVERY_CONTENDER)
+
+
+def test_of_an_adapters_targets_only_matrices_count() -> None:
+    recipe = tiny_recipe(Path("base"), adapter={"targets": ["q_proj"], "rank": 4})
+    shapes = {"a.q_proj.weight": (8, 6), "a.q_proj.bias": (8,), "b.q_proj.weight": (8,), "a.k_proj.weight": (9, 9)}
+    assert adapter_parameters(recipe.adapter, shapes) == 4 * (8 + 6) + 8
+    everywhere = tiny_recipe(Path("base"), adapter={"targets": "all-linear", "rank": 4})
+    assert adapter_parameters(everywhere.adapter, shapes) == 4 * (8 + 6) + 8 + 4 * (9 + 9) + 9
+
+
+def test_sizes_are_spelled_in_the_larger_unit() -> None:
+    sizes = {0: "0 MiB", 1024 * 2**20 - 1: "1024 MiB", 1024 * 2**20: "1.0 GiB", 5 * 2**20: "5 MiB"}
+    assert {size: size_text(size) for size in sizes} == sizes
+
+
+def test_only_what_is_large_is_named_and_not_the_run_itself(tmp_path: Path, disk: Callable[[int], None]) -> None:
+    disk(0)
+    sizes = {"cache/a": 2**20, "cache/b": 2**20 - 1, "cache/c": 2**22, "cache/d": 2**21, "cache/e": 2**21 + 1}
+    for name, size in (sizes | {"runs/new": 2**22, "runs/small": 2**20 - 1}).items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "large").write_bytes(bytes(size))
+    for name in ("new", "small"):
+        (tmp_path / "runs" / name / "recipe.lock.json").touch()
+    (tmp_path / "cache" / "file").write_bytes(bytes(2**22))
+    named = disk_space.what_to_free(tmp_path / "runs" / "new", tmp_path / "cache")
+    assert [part in named for part in ("/a (", "/b (", "/c (", "/d (", "/e (", "file", "other runs")] == [
+        *(False, False, True, True, True),
+        *(False, False),
+    ]
+    shutil.rmtree(tmp_path / "cache" / "c")
+    assert "/a (1 MiB" in disk_space.what_to_free(tmp_path / "runs" / "new", tmp_path / "cache")
+    (tmp_path / "runs" / "small" / "more").write_bytes(b"1")
+    assert "1 other runs in" in disk_space.what_to_free(tmp_path / "runs" / "new", None)
+    nothing = "free some of this disk, or use --out on another one"
+    assert disk_space.what_to_free(tmp_path / "elsewhere" / "new", None) == nothing
+    assert disk_space.what_to_free(tmp_path / "elsewhere" / "new", tmp_path / "no such cache") == nothing
+    assert disk_space.what_to_free(tmp_path / "elsewhere" / "new", tmp_path / "cache" / "file") == nothing
+
+
 # ------------------------------------------------------------------ faults
 
 
@@ -193,6 +329,40 @@ def test_faults_of_a_disk_are_told_from_others(fault: Exception, tmp_path: Path)
     with pytest.raises(MachineError, match="merge was stopped; what was finished before is as it was"):  # noqa: SIM117
         with TellingDiskFaults("merge", tmp_path):
             raise fault
+
+
+def test_the_cause_is_found_however_deep_and_a_circle_ends() -> None:
+    outer, middle, full = KeyError("a"), KeyError("b"), OSError(errno.EDQUOT, "quota")
+    outer.__cause__, middle.__context__ = middle, full
+    assert disk_fault(outer) == errno.EDQUOT
+    one, other = KeyError("a"), KeyError("b")
+    one.__context__, other.__context__ = other, one
+    assert disk_fault(one) is None
+    number = RustError("no such file (os error 2)")
+    number.__context__ = FAULTS["system"]
+    assert disk_fault(number) == errno.ENOSPC
+    assert disk_fault(RustError(f"writing: {os.strerror(errno.EIO)}")) == errno.EIO
+    assert disk_fault(RustError("in another language (os error 5)")) == errno.EIO
+    assert disk_fault(OSError(errno.ENOENT, os.strerror(errno.ENOSPC))) is None, "its number counts"
+
+
+def test_a_full_disk_and_a_broken_one_are_told_apart(tmp_path: Path, disk: Callable[[int], None]) -> None:
+    disk(2**20)
+    told = {number: as_told(number, "merge", tmp_path / "run", None) for number in (errno.ENOSPC, errno.EIO)}
+    assert "the disk is full (1 MiB free): merge was stopped" in told[errno.ENOSPC].what
+    assert told[errno.ENOSPC].hint.startswith("free some")
+    assert f"the disk fails ({os.strerror(errno.EIO)}): merge was stopped" in told[errno.EIO].what
+    assert "dmesg" in told[errno.EIO].hint
+
+
+def test_what_is_told_already_is_not_told_anew(tmp_path: Path) -> None:
+    """A refusal that a full disk is behind has its own words."""
+    refusal = DataError("no rows", where="x")
+    refusal.__cause__ = FAULTS["system"]
+    with pytest.raises(DataError), TellingDiskFaults("merge", tmp_path):
+        raise refusal
+    with TellingDiskFaults("merge", tmp_path):
+        pass
 
 
 def test_an_interrupt_passes_whatever_came_before(tmp_path: Path) -> None:

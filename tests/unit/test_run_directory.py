@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.files import STAGING_PREFIX
-from finetune.errors import MachineError
+from finetune.errors import DataError, MachineError
 from finetune.records import StageTime
 from finetune.run_directory import OUTDATED_BY, OUTPUTS, STAGES, RunDirectory, Stage, hash_of
 
@@ -132,6 +132,20 @@ def test_what_speaks_of_replaced_outputs_is_removed(run: RunDirectory, stage: St
         assert (run.marker(one) is None) == outdated
         assert all((run.folder / name).exists() != outdated for name in OUTPUTS[one])
     run.remove_outdated(stage)  # once more, with nothing there
+
+
+def test_an_account_of_refused_rows_is_the_last_ones(run: RunDirectory) -> None:
+    def account(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "set_aside.jsonl").write_text("a row")
+
+    for _ in range(2):  # the second takes the place of the first
+        with pytest.raises(DataError, match="no rows"), run.refusing(account):
+            raise DataError("no rows")
+        assert (run.refused / "set_aside.jsonl").read_text() == "a row"
+    with run.refusing(account):
+        pass
+    assert not run.refused.exists()
 
 
 def test_a_stage_that_fails_has_lost_nothing(run: RunDirectory) -> None:

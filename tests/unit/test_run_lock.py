@@ -8,11 +8,12 @@ import pytest
 
 from evaluation.files import write_model
 from finetune import run_lock
+from finetune.base_hashes import hash_base_files, hash_of_files
 from finetune.bases import ResolvedBase
 from finetune.errors import DataError
 from finetune.recipe import Base
 from finetune.run_directory import RunDirectory
-from finetune.run_lock import Lock, find_run_base, load_lock
+from finetune.run_lock import Lock, LockedInputs, check_trained_base, find_run_base, load_lock
 
 COMMIT = "a" * 40
 
@@ -70,3 +71,53 @@ def test_another_base_than_the_runs_own_is_refused(tmp_path: Path, monkeypatch: 
     assert [one.revision for one in asked] == ["main", COMMIT]
     with pytest.raises(DataError, match="not the one that the run was made from"):
         find_run_base(base, lock(), tmp_path, print)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[RunDirectory, Path]:
+    """A run whose lock names the files of the base beside it."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        (base / name).write_text(name)
+    run = RunDirectory(tmp_path / "run")
+    files = dict(hash_base_files(base))
+    inputs = LockedInputs(
+        base_files=files, tokenizer_sha256="", chat_template_sha256="", row_templates={}, task_files={}
+    )
+    run.adapter.mkdir(parents=True)
+    write_model(run.lock_file, lock(sha256=hash_of_files(files.items())).model_copy(update={"inputs": inputs}))
+    return run, base
+
+
+def test_an_adapter_goes_with_the_base_that_it_was_trained_on(trained: tuple[RunDirectory, Path]) -> None:
+    run, base = trained
+    check_trained_base(run.adapter, base)
+    (base / "chat_template.jinja").write_text("another way to speak")
+    (base / "tokenizer_config.json").write_text("{}")
+    check_trained_base(run.adapter, base)
+    for name in ("model.safetensors", "config.json"):
+        (base / name).write_text("other")
+        with pytest.raises(DataError, match=f"and this base has another {name}") as refused:
+            check_trained_base(run.adapter, base)
+        assert refused.value.hint == f"name the folder of org/tiny@{COMMIT}"
+    (base / "config.json").unlink()
+    with pytest.raises(DataError, match=r"another config\.json"):
+        check_trained_base(run.adapter, base)
+
+
+def test_a_lock_without_the_files_knows_the_base_by_one_hash(trained: tuple[RunDirectory, Path]) -> None:
+    run, base = trained
+    write_model(run.lock_file, load_lock(run).model_copy(update={"inputs": None}))
+    check_trained_base(run.adapter, base)
+    (base / "model.safetensors").write_text("other")
+    with pytest.raises(DataError, match="this base has another"):
+        check_trained_base(run.adapter, base)
+
+
+def test_of_an_adapter_without_a_run_nothing_is_known(trained: tuple[RunDirectory, Path], tmp_path: Path) -> None:
+    run, _ = trained
+    (tmp_path / "other").mkdir()
+    check_trained_base(run.folder / "another", tmp_path / "other")
+    run.lock_file.unlink()
+    check_trained_base(run.adapter, tmp_path / "other")

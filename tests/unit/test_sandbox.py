@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from typing import NoReturn
 
 import pytest
+from jinja2.environment import Template
 from pydantic import JsonValue
 
 from finetune import sandbox
@@ -140,3 +143,56 @@ def test_a_column_alone_is_what_the_template_engine_makes_of_it(
         except RowUnusable as unusable:
             outcomes.append(str(unusable))
     assert outcomes[0] == outcomes[1]
+
+
+def test_filters_are_those_of_the_list() -> None:
+    for source in (
+        "{{ a | join(', ') | trim }}",
+        "{{ a | tojson }}",
+        "{{ a | tojson | trim }}",
+        "{{ a | default('x') }}",
+    ):
+        assert names_in(source) == {"a"}
+    for source, said in (
+        ("{{ a | map }}", "the filter 'map' is not accepted; accepted: trim, lower"),
+        ("{{ a | tojson(2) }}", "only tojson without brackets"),
+        ("{{ a | join(b) }}", "only join with a text in quotes"),
+        ("{{ a | join(', ') | tojson }}", "tojson of what join or tojson made"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            names_in(source)
+
+
+def test_a_loop_may_look_through_as_much_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "{% for x in xs %}{% endfor %}"
+    monkeypatch.setattr(sandbox, "MOST_LOOP_WORK", 25)
+    assert render(source, {"xs": "abcde"}) == ""
+    with pytest.raises(RowUnusable, match="a loop of 5 turns over columns of 6 characters"):
+        render(source, {"xs": "abcde", "a": "f"})
+    assert render("{{ a }}!", {"a": "x", "b": float("inf")}) == "x!", "without a loop no other column is looked at"
+
+
+def test_a_column_alone_needs_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(self: Template, *_: object) -> NoReturn:
+        raise AssertionError
+
+    monkeypatch.setattr(sandbox, "LONGEST_OUTPUT", 100)
+    monkeypatch.setattr(Template, "generate", generate)
+    assert render("{{ a }}", {"a": "x" * 100}) == "x" * 100
+
+
+def test_a_message_is_at_most_some_megabytes() -> None:
+    with pytest.raises(RowUnusable, match="too_large"):
+        render("{{ a }}", {"a": "x" * (10**7 + 1)})
+
+
+def test_nothing_of_the_library_is_within_reach() -> None:
+    for name in ("range", "dict", "lipsum", "cycler", "joiner", "namespace"):
+        with pytest.raises(RowUnusable):
+            render(f"{{% if {name} %}}yes{{% endif %}}", {})
+
+
+def test_few_templates_are_kept() -> None:
+    for number in range(100):
+        render(f"{number}", {})
+    assert sandbox._compile.cache_info().currsize <= 64

@@ -149,6 +149,53 @@ def test_one_that_comes_twice_is_heard_once(twice: tuple[int, int]) -> None:
     assert ended(process) == (128 + twice[0], "step finished\nsaved\n")
 
 
+def test_a_second_sigterm_changes_nothing_however_late() -> None:
+    process = started(A_STEP, "1")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(signals.ONE_PRESS + 0.1)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "step finished\nsaved\n")
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(0.0, False), (signals.ONE_PRESS, False), (0.75, True)])
+def test_a_press_lasts_half_a_second(seconds: float, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, killed = [100.0], list[int]()
+    heard = Signals()
+    with heard.listening():
+        heard.finish_first()
+        with monkeypatch.context() as patched:
+            patched.setattr(signals.time, "monotonic", lambda: clock[0])
+            patched.setattr(signals.os, "kill", lambda process, number: killed.append(number))
+            heard._hear(signal.SIGINT, None)
+            clock[0] += seconds
+            heard._hear(signal.SIGINT, None)
+    assert killed == [signal.SIGINT] * ends
+
+
+def test_who_was_heard_first_decides_the_code() -> None:
+    heard = Signals("of a stage")
+    with heard.listening():
+        heard.finish_first()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    for what, told in ((None, "of a stage"), ("of a step", "of a step")):
+        with pytest.raises(Interrupted) as interrupted:
+            heard.end(what)
+        assert (interrupted.value.exit_code, interrupted.value.what, str(interrupted.value)) == (130, told, told)
+    with pytest.raises(Interrupted) as interrupted:
+        Signals().end()
+    assert (interrupted.value.exit_code, interrupted.value.what) == (143, GO_ON)
+
+
+def test_who_lives_on_after_an_interruption_is_not_ended_later() -> None:
+    program = BEGIN + AT_ONCE + END.replace("sys.exit(interrupted.exit_code)", "time.sleep(1)")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (0, f"{GO_ON}\ndone\n")
+
+
 def test_what_nohup_ignores_is_ignored() -> None:
     program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + BEGIN + A_STEP + END
     command = [sys.executable, "-c", program, "0"]

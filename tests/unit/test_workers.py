@@ -87,6 +87,7 @@ def test_a_process_that_dies_is_told(work: Callable[[int], int], how: str) -> No
 def test_an_end_is_told_in_words() -> None:
     assert how_ended(-signal.SIGKILL) == "was killed (SIGKILL)"
     assert how_ended(3) == "ended with status 3"
+    assert how_ended(0) == "ended with status 0"
     assert own_end([-signal.SIGTERM, None, -signal.SIGKILL, 0]) == -signal.SIGKILL
     assert own_end([0, -signal.SIGTERM]) == -signal.SIGTERM
     assert own_end([0, None]) is None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,69 @@ def test_folder_keeps_its_old_content_when_the_writer_fails(tmp_path: Path) -> N
         raise Interrupted
     assert sha256_of_folder(folder) == before
     assert not leftovers(tmp_path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note what is synced and renamed, in order."""
+    noted: list[str] = []
+    opened: dict[int, str] = {}
+    plain, sync, rename = os.open, os.fsync, Path.rename
+
+    def opening(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        descriptor = plain(path, flags, mode, dir_fd=dir_fd)
+        opened[descriptor] = Path(path).name.rpartition("-")[2]
+        return descriptor
+
+    def syncing(descriptor: int) -> None:
+        noted.append(f"sync {opened[descriptor]}")
+        sync(descriptor)
+
+    def renaming(self: Path, target: Path) -> Path:
+        noted.append(f"rename to {target.name.rpartition('-')[2]}")
+        return rename(self, target)
+
+    monkeypatch.setattr("evaluation.files.os.open", opening)
+    monkeypatch.setattr("evaluation.files.os.fsync", syncing)
+    monkeypatch.setattr(Path, "replace", renaming)
+    monkeypatch.setattr(Path, "rename", renaming)
+    return noted
+
+
+def opened_files() -> int:
+    """Count what this process has open, where the system tells."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir()) if sys.platform == "linux" else 0
+
+
+def test_everything_is_synced_before_it_gets_its_name_and_the_name_after(tmp_path: Path, calls: list[str]) -> None:
+    place = tmp_path / "place"
+    before = opened_files()
+    write_text(place / "file", "x")
+    assert calls == ["sync file", "rename to file", "sync place"]
+    calls.clear()
+    for _ in range(2):
+        with staged_folder(place / "folder") as staging:
+            (staging / "below").mkdir()
+            (staging / "below" / "one").touch()
+            (staging / "two").touch()
+    synced = ["sync below", "sync one", "sync two", "sync folder"]
+    replaced = ["rename to folder", "rename to folder", "sync place"]
+    assert calls == [*synced, "rename to folder", "sync place", *synced, *replaced]
+    assert leftovers(place) == []
+    assert opened_files() == before
+
+
+def test_a_folder_is_made_below_one_that_is_not_there(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "a" / "b") as staging:
+        (staging / "one").touch()
+    assert (tmp_path / "a" / "b" / "one").exists()
+
+
+def test_where_a_name_is_given_only_what_was_to_be_called_so_is_swept(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{STAGING_PREFIX}0-{name}").touch()
+    sweep_staging(tmp_path, "one")
+    assert leftovers(tmp_path) == [f"{STAGING_PREFIX}0-two"]
 
 
 def test_sweep_removes_what_an_interrupted_writer_left_and_nothing_else(tmp_path: Path) -> None:
