@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard, cast
 
-from jinja2 import nodes, pass_context
+from jinja2 import TemplateError, nodes, pass_context
 from jinja2.runtime import Context
 from pydantic import JsonValue
 
@@ -28,6 +28,17 @@ MOST_MESSAGES = 100
 """Of a conversation whose shape is remembered."""
 MOST_PIECES = 20_000
 """Made in one run with stand-ins."""
+
+
+class LooksInside(Exception):
+    """A template asks something of a text."""
+
+
+STOPPED = (
+    *(TemplateExceedsError, TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError, LooksInside),
+)
+"""What a template raises that asks of a stand-in what only a text can answer, or takes too much."""
 
 _JOINING = (nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock)
 """What makes one text of several outputs, which a template could look into."""
@@ -99,7 +110,7 @@ class Patterns:
         given = [{"role": m["role"], "content": Unread((Slot(i, False),))} for i, m in enumerate(messages)]
         try:
             return template.pattern(self._variables(given, ask))
-        except Exception:  # noqa: BLE001 (whatever went wrong, this template is rendered a conversation at a time)
+        except STOPPED:
             return None
 
     @functools.cached_property
@@ -118,10 +129,6 @@ def _are_short_texts(texts: Sequence[object]) -> TypeGuard[Sequence[str]]:
             return False
         characters += len(text)
     return characters <= LONGEST_FILLED
-
-
-class LooksInside(Exception):
-    """A template asks something of a text."""
 
 
 def _refuse(*_: object) -> NoReturn:
