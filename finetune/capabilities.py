@@ -95,7 +95,8 @@ def choose(machine: Machine, recipe: Recipe) -> Choices:
     if not machine.cuda:
         known = recipe.adapter.dropout == 0 and recipe.adapter.variant != "dora"
         layers: LayerPath = "fused" if known and recipe.training.kernels == "auto" else "plain"
-        elementwise: ElementwisePath = "compiled" if machine.compiler and layers == "fused" else "torch"
+        known_type = dtype in ("float32", "bfloat16")
+        elementwise: ElementwisePath = "compiled" if machine.compiler and layers == "fused" and known_type else "torch"
         return Choices("sdpa", "labelled", "adamw_torch", bf16_autocast=False, layers=layers, elementwise=elementwise)
     flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
     return Choices(

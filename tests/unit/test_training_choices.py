@@ -24,6 +24,7 @@ H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_
         (Machine(cuda=False), "float32", ON_CPU),
         (Machine(cuda=False), "bfloat16", ON_CPU),
         (Machine(cuda=False, compiler=True), "bfloat16", dataclasses.replace(ON_CPU, elementwise="compiled")),
+        (Machine(cuda=False, compiler=True), "float16", ON_CPU),
         (Machine(cuda=False, triton=True, flash_attention=True), "bfloat16", ON_CPU),
         (H100, "bfloat16", Choices("flash_attention_2", "trl_fused", "paged_adamw_8bit", True)),
         (H100, "float16", Choices("flash_attention_2", "trl_fused", "paged_adamw_8bit", False)),
