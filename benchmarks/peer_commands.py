@@ -209,6 +209,7 @@ def our_recipe(model: Path, rows: RowFiles, nf4: bool) -> dict[str, object]:
         "training": {
             "epochs": 1,
             "tokens_per_step": MAX_TOKENS,
+            "batches": "packed",
             "learning_rate": float(RATE),
             "schedule": "constant",
             "warmup_fraction": 0.0,

@@ -56,7 +56,7 @@ def environment_of(contender: Contender, place: Place) -> dict[str, str]:
 _OUT = "out"
 """Where transformers' Trainer writes the adapter, for TRL and LLaMA-Factory."""
 CONTENDERS = (
-    Contender("ours-bf16", "ours", ours_command(nf4=False), "`finetune train`, steps of 1,024 tokens", "run/adapter"),
+    Contender("ours-bf16", "ours", ours_command(nf4=False), "`finetune train`, packs of 1,024 tokens", "run/adapter"),
     Contender("ours-nf4", "ours", ours_command(nf4=True), "the same with `quantization: {kind: nf4}`", "run/adapter"),
     Contender("loop-bf16", "loop", loop_command(), "a bare loop, packs of 1,024 tokens", "adapter"),
     Contender("loop-nf4", "loop", loop_command("--nf4"), "the same on NF4", "adapter"),
