@@ -18,7 +18,6 @@ from finetune.elementwise import Block, Group, Heads, Norm, Rotation
 _P, _N, _F, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS: dict[str, tuple[type, ...]] = {
     "norm": (_P, _P, _P, _P, _N, _N, _N, _F, _THREADS),
-    "norm_again": (_P, _P, _P, _P, _N, _N, _THREADS),
     "norm_backward": (_P, _P, _P, _P, _P, _P, _N, _N, _THREADS),
     "swiglu": (_P, _P, _N, _N, _N, _THREADS),
     "swiglu_backward": (_P, _P, _N, _N, _THREADS),
@@ -54,19 +53,13 @@ class CompiledElementwise:
         self._call("norm", (x_TD, norm.weight_D, y_TW, scale_T1), (T, D, D + room, norm.epsilon))
         return y_TW, scale_T1
 
-    def norm_again(self, x_TD: Tensor, scale_T1: Tensor, norm: Norm) -> Tensor:
-        """Return what `Elementwise` says."""
-        y_TD = torch.empty_like(x_TD)
-        self._call("norm_again", (x_TD, norm.weight_D, scale_T1, y_TD), x_TD.shape)
-        return y_TD
-
     def norm_backward(
         self, slope_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, norm: Norm, beside_TD: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""
         dx_TD = torch.empty_like(x_TD)
         self._call("norm_backward", (slope_TD, x_TD, norm.weight_D, scale_T1, beside_TD, dx_TD), x_TD.shape)
-        return dx_TD
+        return dx_TD, slope_TD
 
     def swiglu(self, gates_TG: Tensor, room: int) -> Tensor:
         """Return what `Elementwise` says."""
@@ -75,10 +68,10 @@ class CompiledElementwise:
         self._call("swiglu", (gates_TG, act_TW), (T, F, F + room))
         return act_TW
 
-    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> Tensor:
+    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""
         self._call("swiglu_backward", (gates_TG, slope_TF), slope_TF.shape)
-        return gates_TG
+        return gates_TG, slope_TF
 
     def spread(self, x_TN: Tensor, group: Group, heads: Heads, rotation: Rotation | None) -> Tensor:
         """Return what `Elementwise` says."""

@@ -79,31 +79,23 @@ void norm(const E *x, const E *weight, E *y, float *scale, int64_t T, int64_t D,
     });
 }
 
+// dx = (w dy - u (u . w dy) / D) s + what came past the norm, u = s x being the normed token before its weight; the token
+// after its weight takes the place of dy.
 template <class E>
-void norm_again(const E *x, const E *weight, const float *scale, E *y, int64_t T, int64_t D, int threads) {
-    each_row(T, threads, [=](int64_t t) {
-        const E *from = x + t * D, *w = weight;
-        E *to = y + t * D;
-        float s = scale[t];
-#pragma omp simd
-        for (int64_t d = 0; d < D; d++) write(to[d], read(from[d]) * s * read(w[d]));
-    });
-}
-
-// dx = (w dy - u (u . w dy) / D) s + what came past the norm, u = s x being the normed token before its weight.
-template <class E>
-void norm_backward(const E *dy, const E *x, const E *weight, const float *scale, const E *past, E *dx, int64_t T, int64_t D,
+void norm_backward(E *dy, const E *x, const E *weight, const float *scale, const E *past, E *dx, int64_t T, int64_t D,
                    int threads) {
     each_row(T, threads, [=](int64_t t) {
-        const E *slope = dy + t * D, *from = x + t * D, *beside = past + t * D, *w = weight;
-        E *to = dx + t * D;
+        const E *from = x + t * D, *beside = past + t * D, *w = weight;
+        E *to = dx + t * D, *slope = dy + t * D;
         float s = scale[t], along = 0;
 #pragma omp simd reduction(+ : along)
         for (int64_t d = 0; d < D; d++) along += read(slope[d]) * read(w[d]) * read(from[d]);
         float back = along * s * s / D;
 #pragma omp simd
-        for (int64_t d = 0; d < D; d++)
+        for (int64_t d = 0; d < D; d++) {
             write(to[d], (read(slope[d]) * read(w[d]) - read(from[d]) * back) * s + (past ? read(beside[d]) : 0));
+            write(slope[d], read(from[d]) * s * read(w[d]));
+        }
     });
 }
 
@@ -119,17 +111,17 @@ void swiglu(const E *gates, E *act, int64_t T, int64_t F, int64_t wide, int thre
     });
 }
 
-// Gradients take the place of what they belong to.
+// Gradients take the place of what they belong to, and silu(gate) up that of its own.
 template <class E>
-void swiglu_backward(E *gates, const E *dact, int64_t T, int64_t F, int threads) {
+void swiglu_backward(E *gates, E *dact, int64_t T, int64_t F, int threads) {
     each_row(T, threads, [=](int64_t t) {
-        E *gate = gates + t * 2 * F, *up = gate + F;
-        const E *slope = dact + t * F;
+        E *gate = gates + t * 2 * F, *up = gate + F, *slope = dact + t * F;
 #pragma omp simd
         for (int64_t f = 0; f < F; f++) {
             float g = read(gate[f]), u = read(up[f]), d = read(slope[f]), s = sigmoid(g);
             write(up[f], d * g * s);
             write(gate[f], d * u * s * (1 + g * (1 - s)));
+            write(slope[f], g * s * u);
         }
     });
 }
@@ -231,34 +223,31 @@ void softmax_backward(E *scores, E *slopes, const float *normalizer, int64_t row
 
 #define EXPORT(E, name)                                                                                                \
     extern "C" {                                                                                                       \
-    void norm_##name(const E *x, const E *w, E *y, float *s, int64_t T, int64_t D, int64_t wide, float e, int n) {       \
+    void norm_##name(const E *x, const E *w, E *y, float *s, int64_t T, int64_t D, int64_t wide, float e, int n) {     \
         norm(x, w, y, s, T, D, wide, e, n);                                                                            \
     }                                                                                                                  \
-    void norm_again_##name(const E *x, const E *w, const float *s, E *y, int64_t T, int64_t D, int n) {                 \
-        norm_again(x, w, s, y, T, D, n);                                                                               \
-    }                                                                                                                  \
-    void norm_backward_##name(const E *dy, const E *x, const E *w, const float *s, const E *past, E *dx, int64_t T,     \
+    void norm_backward_##name(E *dy, const E *x, const E *w, const float *s, const E *past, E *dx, int64_t T,          \
                               int64_t D, int n) {                                                                      \
         norm_backward(dy, x, w, s, past, dx, T, D, n);                                                                 \
     }                                                                                                                  \
-    void swiglu_##name(const E *gates, E *act, int64_t T, int64_t F, int64_t wide, int n) {                             \
+    void swiglu_##name(const E *gates, E *act, int64_t T, int64_t F, int64_t wide, int n) {                            \
         swiglu(gates, act, T, F, wide, n);                                                                             \
     }                                                                                                                  \
-    void swiglu_backward_##name(E *gates, const E *dact, int64_t T, int64_t F, int n) {                                 \
+    void swiglu_backward_##name(E *gates, E *dact, int64_t T, int64_t F, int n) {                                      \
         swiglu_backward(gates, dact, T, F, n);                                                                         \
     }                                                                                                                  \
-    void spread_##name(const E *x, const E *c, const E *s, E *out, const int64_t *starts, const int64_t *l, int64_t B,  \
+    void spread_##name(const E *x, const E *c, const E *s, E *out, const int64_t *starts, const int64_t *l, int64_t B, \
                        int64_t K, int64_t L, int64_t G, int64_t width, int64_t wide, int n) {                          \
         spread(x, c, s, out, starts, l, B, K, L, G, width, wide, n);                                                   \
     }                                                                                                                  \
-    void gather_##name(const E *x, const E *c, const E *s, E *out, const int64_t *starts, const int64_t *l, int64_t B,  \
+    void gather_##name(const E *x, const E *c, const E *s, E *out, const int64_t *starts, const int64_t *l, int64_t B, \
                        int64_t K, int64_t L, int64_t G, int64_t width, int64_t wide, int n) {                          \
         gather(x, c, s, out, starts, l, B, K, L, G, width, wide, n);                                                   \
     }                                                                                                                  \
-    void softmax_##name(E *x, float *s, int64_t rows, int64_t block, int64_t G, int64_t first, int64_t keys, int n) {   \
+    void softmax_##name(E *x, float *s, int64_t rows, int64_t block, int64_t G, int64_t first, int64_t keys, int n) {  \
         softmax(x, s, rows, block, G, first, keys, n);                                                                 \
     }                                                                                                                  \
-    void softmax_backward_##name(E *x, E *dp, const float *s, int64_t rows, int64_t block, int64_t G, int64_t first,    \
+    void softmax_backward_##name(E *x, E *dp, const float *s, int64_t rows, int64_t block, int64_t G, int64_t first,   \
                                  int64_t keys, int n) {                                                                \
         softmax_backward(x, dp, s, rows, block, G, first, keys, n);                                                    \
     }                                                                                                                  \

@@ -91,19 +91,19 @@ class Elementwise(Protocol):
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return the normed tokens, with zeros behind each (T, D + room), and what each was multiplied with in fp32."""
 
-    def norm_again(self, x_TD: Tensor, scale_T1: Tensor, norm: Norm) -> Tensor:
-        """Return the normed tokens once more, (T, D)."""
-
     def norm_backward(
         self, slope_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, norm: Norm, beside_TD: Tensor | None
-    ) -> Tensor:
-        """Return the gradient of the tokens, and `beside_TD` added, which came past the norm."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the tokens, with `beside_TD` added, which came past the norm; and them normed again.
+
+        `slope_TD` is used up.
+        """
 
     def swiglu(self, gates_TG: Tensor, room: int) -> Tensor:
         """Return silu(gate) · up, with zeros behind each token (T, F + room); gate and up lie beside each other."""
 
-    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> Tensor:
-        """Return the gradients of gate and up, (T, 2 F); both are used up."""
+    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of gate and up, (T, 2 F), and silu(gate) · up again; both tensors are used up."""
 
     def spread(self, x_TN: Tensor, group: Group, heads: Heads, rotation: Rotation | None) -> Tensor:
         """Turn a group's tokens and lay them out by key/value head: (B·K, L·G, E), zero where a document is shorter."""
@@ -127,33 +127,29 @@ class TorchElementwise:
         """Return what `Elementwise` says."""
         size_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True, dtype=torch.float32)
         scale_T1 = size_T1.square_().div_(x_TD.shape[1]).add_(norm.epsilon).rsqrt_()
-        return _with_room(self.norm_again(x_TD, scale_T1, norm), room), scale_T1
-
-    def norm_again(self, x_TD: Tensor, scale_T1: Tensor, norm: Norm) -> Tensor:
-        """Return what `Elementwise` says."""
-        return _unit(x_TD, scale_T1).to(x_TD.dtype).mul_(norm.weight_D)
+        return _with_room(_weighed(_unit(x_TD, scale_T1), norm), room), scale_T1
 
     def norm_backward(
         self, slope_TD: Tensor, x_TD: Tensor, scale_T1: Tensor, norm: Norm, beside_TD: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""
         slope, unit_TD = (slope_TD * norm.weight_D).float(), _unit(x_TD, scale_T1)
         along_T1 = torch.linalg.vecdot(slope, unit_TD).div_(-unit_TD.shape[1])[:, None]
         dx_TD = slope.addcmul_(unit_TD, along_T1).mul_(scale_T1).to(x_TD.dtype)
-        return dx_TD if beside_TD is None else dx_TD.add_(beside_TD)
+        return dx_TD if beside_TD is None else dx_TD.add_(beside_TD), _weighed(unit_TD, norm)
 
     def swiglu(self, gates_TG: Tensor, room: int) -> Tensor:
         """Return what `Elementwise` says."""
         gate_TF, up_TF = gates_TG.chunk(2, 1)
         return _with_room(functional.silu(gate_TF).mul_(up_TF), room)
 
-    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> Tensor:
+    def swiglu_backward(self, slope_TF: Tensor, gates_TG: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""
         gate_TF, up_TF = gates_TG.chunk(2, 1)
-        dup_TF = functional.silu(gate_TF).mul_(slope_TF)
+        act_TF, dup_TF = self.swiglu(gates_TG, 0), functional.silu(gate_TF).mul_(slope_TF)
         torch.ops.aten.silu_backward.grad_input(slope_TF.mul_(up_TF), gate_TF, grad_input=gate_TF)
         up_TF.copy_(dup_TF)
-        return gates_TG
+        return gates_TG, act_TF
 
     def spread(self, x_TN: Tensor, group: Group, heads: Heads, rotation: Rotation | None) -> Tensor:
         """Return what `Elementwise` says."""
@@ -184,6 +180,11 @@ class TorchElementwise:
         _hide_future(scores_RQK, block)
         p_RQK = _probabilities(scores_RQK, normalizer_RQ)
         return torch.ops.aten._softmax_backward_data(slope_RQK, p_RQK, -1, p_RQK.dtype), p_RQK
+
+
+def _weighed(unit_TD: Tensor, norm: Norm) -> Tensor:
+    """Return normed tokens, of the size that they were trained with."""
+    return unit_TD.to(norm.weight_D.dtype).mul_(norm.weight_D)
 
 
 def _with_room(x_TD: Tensor, room: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.elementwise import Elementwise, Norm
 from finetune.fused_attention import Attended, Attention, Row
-from finetune.fused_linear import Factors, Stack, build_factors, project, project_backward
+from finetune.fused_linear import Factors, Stack, adapter_gradients, build_factors, project, project_backward
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,18 @@ def _backward(
     layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor, kept: Kept, slope_TD: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
     parts = layer.elementwise
-    act_TF = parts.swiglu(kept.gates_TG, 0)
-    dact_TF, down_gradients = project_backward(slope_TD, act_TF, kept.down_low, layer.down, adapters.down)
-    dgates_TG = parts.swiglu_backward(dact_TF, kept.gates_TG)
-    normed_TD = parts.norm_again(kept.middle_TD, kept.middle_scale, layer.mlp_norm)
-    dnormed_TD, gate_gradients = project_backward(dgates_TG, normed_TD, kept.gate_low, layer.gates, adapters.gates)
-    dmiddle_TD = parts.norm_backward(dnormed_TD, kept.middle_TD, kept.middle_scale, layer.mlp_norm, slope_TD)
+    dact_TF, dlow_TS = project_backward(slope_TD, layer.down, adapters.down)
+    dgates_TG, act_TF = parts.swiglu_backward(dact_TF, kept.gates_TG)
+    down_gradients = adapter_gradients(slope_TD, dlow_TS, act_TF, kept.down_low, layer.down)
+    slope, dlow_TS = project_backward(dgates_TG, layer.gates, adapters.gates)
+    dmiddle_TD, normed_TD = parts.norm_backward(slope, kept.middle_TD, kept.middle_scale, layer.mlp_norm, slope_TD)
+    gate_gradients = adapter_gradients(dgates_TG, dlow_TS, normed_TD, kept.gate_low, layer.gates)
 
+    dheard_TN, dlow_TS = project_backward(dmiddle_TD, layer.output, adapters.output)
     heard_TN = kept.heard_TW[:, : layer.output.inputs]
-    dheard_TN, output_gradients = project_backward(dmiddle_TD, heard_TN, kept.output_low, layer.output, adapters.output)
+    output_gradients = adapter_gradients(dmiddle_TD, dlow_TS, heard_TN, kept.output_low, layer.output)
     dqkv_TN = layer.attention.backward(dheard_TN, kept.attended, row)
-    normed_TD = parts.norm_again(x_TD, kept.input_scale, layer.input_norm)
-    dnormed_TD, input_gradients = project_backward(dqkv_TN, normed_TD, kept.input_low, layer.inputs, adapters.inputs)
-    dx_TD = parts.norm_backward(dnormed_TD, x_TD, kept.input_scale, layer.input_norm, dmiddle_TD)
+    slope, dlow_TS = project_backward(dqkv_TN, layer.inputs, adapters.inputs)
+    dx_TD, normed_TD = parts.norm_backward(slope, x_TD, kept.input_scale, layer.input_norm, dmiddle_TD)
+    input_gradients = adapter_gradients(dqkv_TN, dlow_TS, normed_TD, kept.input_low, layer.inputs)
     return dx_TD, [*input_gradients, *output_gradients, *gate_gradients, *down_gradients]

@@ -121,21 +121,27 @@ def project(x_TW: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tenso
     return product(x_TW, _weight(stack, factors).T), low_TS
 
 
-def project_backward(
-    slope_TO: Tensor, x_TI: Tensor, low_TS: Tensor, stack: Stack, factors: Factors
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the gradient of x (T, I), and in fp32 those of A and B of each layer."""
+def project_backward(slope_TO: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x (T, I) and of x Aᵀ (T, S)."""
     slope_TW = product(slope_TO, _weight(stack, factors))
     if not stack.ranks:
-        return slope_TW, [None] * (2 * len(stack.linears))
+        return slope_TW, slope_TW.new_empty(len(slope_TW), 0)
     dlow_TS = slope_TW[:, stack.inputs :].contiguous()
-    dx_TI = torch.addmm(slope_TW[:, : stack.inputs], dlow_TS, factors.a_SW[:, : stack.inputs])
-    da_SI, db_OS = (dlow_TS.T @ x_TI).float(), slope_TO.T @ low_TS
+    return torch.addmm(slope_TW[:, : stack.inputs], dlow_TS, factors.a_SW[:, : stack.inputs]), dlow_TS
+
+
+def adapter_gradients(
+    slope_TO: Tensor, dlow_TS: Tensor, x_TI: Tensor, low_TS: Tensor, stack: Stack
+) -> list[Tensor | None]:
+    """Return the gradients of A and B of each layer, in fp32."""
+    if not stack.ranks:
+        return [None] * (2 * len(stack.linears))
+    da_SI, db_SO = (dlow_TS.T @ x_TI).float(), low_TS.T @ slope_TO
     gradients: list[Tensor | None] = []
     for linear, rows, columns in stack.places():
         has = linear.rank > 0
-        gradients += (da_SI[columns], db_OS[rows, columns].float().mul_(linear.scaling)) if has else (None, None)
-    return dx_TI, gradients
+        gradients += (da_SI[columns], db_SO[columns, rows].T.float().mul_(linear.scaling)) if has else (None, None)
+    return gradients
 
 
 def _weight(stack: Stack, factors: Factors) -> Tensor:

@@ -158,5 +158,5 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
         x_TD, scale_T1 = ctx.saved_tensors
-        dx_TD = ctx.elementwise.norm_backward(slopes[0].contiguous(), x_TD, scale_T1, ctx.norm, None)
+        dx_TD, _ = ctx.elementwise.norm_backward(slopes[0].clone(), x_TD, scale_T1, ctx.norm, None)
         return dx_TD, None, None

@@ -37,13 +37,13 @@ def normed(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
     norm, x = Norm(drawn(HIDDEN, dtype=dtype, seed=3), 1e-5), drawn(TOKENS, HIDDEN, dtype=dtype)
     y, scale = parts.norm(x, norm, 5)
     slope, beside = (drawn(TOKENS, HIDDEN, dtype=dtype, seed=seed) for seed in (4, 5))
-    backward = [parts.norm_backward(slope, x, scale, norm, past) for past in (beside, None)]
-    return [y, scale, parts.norm_again(x, scale, norm), *backward]
+    backward = [one for past in (beside, None) for one in parts.norm_backward(slope.clone(), x, scale, norm, past)]
+    return [y, scale, *backward]
 
 
 def gated(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
     gates, slope = drawn(TOKENS, 2 * INNER, dtype=dtype), drawn(TOKENS, INNER, dtype=dtype, seed=1)
-    return [parts.swiglu(gates, 3), parts.swiglu_backward(slope, gates)]
+    return [parts.swiglu(gates, 3), *parts.swiglu_backward(slope, gates)]
 
 
 def laid_out(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
