@@ -8,7 +8,7 @@ from torch import Tensor
 FEW_OUTPUTS = 1024
 MOST_ROWS = 512
 DEEP, APART = 2048, 64
-"""More inputs than the first are summed in two halves, if those are multiples of the second: more are one block again."""
+"""More inputs than the first are summed in two halves, if multiples of the second: more are one block again."""
 
 
 def product(x_TI: Tensor, weight_IO: Tensor) -> Tensor:
