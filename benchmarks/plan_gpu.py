@@ -2,7 +2,8 @@
 
 Bases are of random weights in the shapes of published models. Each configuration is predicted by what `finetune plan`
 computes for this machine, and trained for a few steps by the function behind `finetune train`. They share a process,
-since importing and starting CUDA take longer than the steps; what one leaves allocated is written down beside the next.
+since importing and starting CUDA take longer than the steps; what one leaves allocated is written down beside the next,
+and should be cuBLAS's workspace alone.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ CONFIGURATIONS = (
     Configuration("1b", "nf4", 4096, 4096, 4096),
     Configuration("1b", "lora", 128, 2048, 2048),
     Configuration("1b", "nf4", 512, 4096, 4096, "packed"),
-    Configuration("8b", "nf4", 256, 8192, 16_384),
     Configuration("8b", "nf4+ckpt", 256, 16_384, 16_384),
-    Configuration("8b", "nf4+ckpt", 256, 4096, 16_384),
+    Configuration("8b", "lora+ckpt", 2048, 8192, 16_384),
     Configuration("8b", "nf4", 256, 2048, 16_384),
     Configuration("8b", "lora", 512, 4096, 16_384),
-    Configuration("8b", "lora+ckpt", 2048, 8192, 16_384),
+    Configuration("8b", "nf4+ckpt", 256, 4096, 16_384),
+    Configuration("8b", "nf4", 256, 8192, 16_384),
 )
 
 

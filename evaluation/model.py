@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
+from bitsandbytes.optim.optimizer import GlobalOptimManager
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -138,6 +139,15 @@ def keep_cpu_weights_unpacked(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def forget_embeddings() -> None:
+    """Empty bitsandbytes' list of the embeddings whose optimizer states stay in 32 bits.
+
+    transformers 5.23 fills it for every 8-bit optimizer (`Trainer.create_optimizer`), and nothing empties it: a base's
+    embedding stayed on the GPU until the process ended (docs/log.md). A frozen one has no states.
+    """
+    cast(Any, GlobalOptimManager.get_instance()).module_weight_config_triple.clear()
 
 
 def assert_unpacked(model: torch.nn.Module) -> None:

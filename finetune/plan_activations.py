@@ -11,8 +11,9 @@ Five ways of computing a layer are known, each with a formula of its own:
 - `uncast`: adapters in the type of the weights, as torchtune and LitGPT hold them; nothing here trains so, and
   published figures are explained by it.
 
-tests/laws/test_plan_laws.py compares them with the bytes that autograd holds, to the byte. A further way of computing
-is a further entry of `LAYER_FORMULAE`.
+tests/laws/test_plan_laws.py compares them with the bytes that autograd holds, to the byte, and what the backward pass
+holds beside them with what torch's profiler counts. A further way of computing is a further entry of `LAYER_FORMULAE`
+and of `BACKWARD_BYTES`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,19 @@ from finetune.recipe import Projection
 ActivationPath = Literal["plain", "autocast", "autocast_nf4", "fused", "uncast"]
 
 FP32 = 4
+BACKWARD_BYTES: dict[tuple[ActivationPath, int], tuple[int, int]] = {
+    ("plain", 2): (8, 12),
+    ("plain", 4): (8, 0),
+    ("autocast", 2): (6, 10),
+    ("autocast_nf4", 2): (4, 2),
+    ("uncast", 2): (4, 2),
+    ("fused", 2): (16, 8),
+    ("fused", 4): (32, 16),
+}
+"""Bytes of the MLP's inner size and of the hidden size that a layer's backward pass holds for each token beside what
+was saved, by the bytes of an element. At the peak the base's gradient of the inner size meets that of the adapter,
+which is in fp32 where peft has cast the adapter's input to it. By torch's profiler: a law does it again for the
+libraries' layers; for ours it was done once (60M parameters, 1,024 tokens in bfloat16, docs/log.md)."""
 READ_FIRST: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj")
 """The projections that read a layer's first norm."""
 
@@ -96,6 +110,13 @@ def saved_by_checkpoints(layers: Layers, held: Held) -> int:
     """Return the bytes that stay between forward and backward where layers are computed again: their inputs."""
     tokens = held.filled if layers.path == "fused" else held.tokens
     return layers.shape.layers * tokens * layers.shape.hidden * layers.element
+
+
+def held_by_backward(layers: Layers, held: Held) -> int:
+    """Return the bytes that the backward pass of one layer holds beside what was saved."""
+    inner, hidden = BACKWARD_BYTES[layers.path, layers.element]
+    tokens = held.filled if layers.path == "fused" else held.tokens
+    return tokens * (inner * layers.shape.intermediate + hidden * layers.shape.hidden)
 
 
 def _plain(layers: Layers, masked: bool) -> int:

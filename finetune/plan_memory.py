@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from finetune.plan_activations import FP32, Held, Layers, saved_by_checkpoints, saved_by_layer, saved_by_model
+from finetune.plan_activations import (
+    FP32,
+    Held,
+    Layers,
+    held_by_backward,
+    saved_by_checkpoints,
+    saved_by_layer,
+    saved_by_model,
+)
 
 Loss = Literal["labelled", "trl_fused", "full_logits"]
 """The two of finetune.capabilities, and what other tools do."""
@@ -26,9 +34,6 @@ OPTIMIZER_BLOCK = 256
 FUSED_TILE_ROWS, FUSED_TILE_COLUMNS = 4096, 32_768
 """Of TRL 1.16's loss, trl/kernels/chunked_logprob.py."""
 
-FUSED_INNER, FUSED_HIDDEN = 8, 4
-"""Numbers of the MLP's inner size, and of the hidden size, that the backward pass of a layer of ours holds for each
-token; by torch's profiler, 60M parameters, 1,024 tokens in bfloat16 (docs/log.md)."""
 CPU_PROCESS = 750_000_000
 """Python, torch, transformers, peft and TRL with nothing loaded, their thread pools and kernels (docs/planning.md)."""
 CUDA_WORKSPACE = 100_000_000
@@ -136,19 +141,15 @@ def _activation_bytes(setup: Setup) -> int:
 
 
 def _backward_bytes(setup: Setup) -> int:
-    """Return what the backward pass of one layer holds: gradients of the MLP's inner size and of the hidden states.
+    """Return what the backward pass of one layer holds beside the activations.
 
-    Of the inner size: the product's gradient by the base and by the adapter, which is in fp32 before it is cast, and
-    their sum. With checkpointing, the layer's activations are computed again just before.
+    With checkpointing, those of the layer are computed again just before. Layers of ours cast their adapters as well.
     """
-    shape, held, element = setup.layers.shape, setup.held, setup.layers.element
-    again = saved_by_layer(setup.layers, held) if setup.checkpointing else 0
-    if setup.layers.path == "fused":
-        copies = 0 if element == FP32 else element * _adapter_parameters(setup)
-        numbers = FUSED_INNER * shape.intermediate + FUSED_HIDDEN * shape.hidden
-        return held.filled * numbers * element + copies + again
-    inner = held.tokens * shape.intermediate * (FP32 + 2 * element)
-    return inner + held.tokens * shape.hidden * 2 * element + again
+    layers, held = setup.layers, setup.held
+    again = saved_by_layer(layers, held) if setup.checkpointing else 0
+    cast = layers.path == "fused" and layers.element != FP32
+    copies = layers.element * _adapter_parameters(setup) if cast else 0
+    return held_by_backward(layers, held) + copies + again
 
 
 def _loss_bytes(setup: Setup) -> int:

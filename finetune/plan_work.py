@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.files import sha256_of_json
@@ -92,14 +92,15 @@ def plan_work(recipe: Recipe, lengths: Lengths, devices: int) -> Work:
 def _planned(
     lengths: tuple[int, ...], sizes: tuple[int, int | None], devices: int, seed: int, *, packed: bool
 ) -> tuple[Held, int]:
-    """Plan one epoch (the others differ in their order), and return what is largest in it, and its steps."""
+    """Plan one epoch (the others differ in their order), and return what is largest in it, and its steps.
+
+    A mask counts where any micro-batch has one: rows of nearly one length take more with it than the longest without.
+    """
     plan_by = plan_packed_batches if packed else plan_batches
     plan = plan_by(lengths, *sizes, devices, 1, seed)
-    held = max(
-        (_held(batch, lengths, packed) for batch in plan.micro_batches),
-        key=lambda h: (h.tokens, h.row_tokens, h.masked),
-    )
-    return held, plan.steps
+    batches = [_held(batch, lengths, packed) for batch in plan.micro_batches]
+    largest = max(batches, key=lambda h: (h.tokens, h.row_tokens))
+    return replace(largest, masked=any(held.masked for held in batches)), plan.steps
 
 
 def _held(batch: MicroBatch, lengths: Sequence[int], packed: bool) -> Held:

@@ -20,6 +20,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from evaluation.inference import pad_examples
+from evaluation.model import forget_embeddings
 from evaluation.rendering import IGNORE, Example
 from finetune.batch_cutting import Batch
 from finetune.batches import BatchPlan, MicroBatch
@@ -118,6 +119,12 @@ class RecipeTrainer(SFTTrainer):
         # In the place of transformers' own, which writes pickles, file by file under the final name.
         assert self.write_checkpoint is not None
         self.write_checkpoint()
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """Create the optimizer, and let go of the embeddings that transformers notes for it."""
+        optimizer = super().create_optimizer(*given)
+        forget_embeddings()
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from safetensors.torch import load_file
 from tiny_model import write_tiny_base
 from tiny_training import bare_loop, silent, tiny_examples, tiny_job, tiny_recipe, trained
@@ -468,3 +469,9 @@ def test_loss_of_trl_is_left_alone_where_it_is_chosen(base: Path, tmp_path: Path
             trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
     restore_forward(ours.model.get_base_model())
     assert ours.model.get_base_model()(input_ids=batch["input_ids"]).logits.shape[:2] == batch["input_ids"].shape
+
+
+def test_an_8_bit_optimizer_holds_on_to_no_embedding(base: Path, tmp_path: Path) -> None:
+    trainer, _ = make_trainer(base, tmp_path, replace(ON_CPU, optimizer="paged_adamw_8bit"))
+    trainer.create_optimizer()
+    assert GlobalOptimManager.get_instance().module_weight_config_triple == []

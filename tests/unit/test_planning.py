@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 from architecture.packages import ROOT
+from tiny_training import tiny_recipe
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
@@ -22,6 +23,7 @@ from finetune.plan_activations import Held, Layers
 from finetune.plan_devices import DEVICES, choose_device, parse_memory
 from finetune.plan_memory import Setup, predict
 from finetune.plan_probe import rate_of
+from finetune.plan_work import Lengths, plan_work
 from finetune.planning import Plan, Question, plan
 from finetune.published_shapes import PUBLISHED, published_shape
 from finetune.recipe_file import load_recipe
@@ -120,6 +122,16 @@ def test_a_base_in_nf4_takes_4_127_bits_a_weight_as_published() -> None:
 )
 def test_more_takes_more(larger: Setup) -> None:
     assert predict(larger).total > predict(SETUP).total
+
+
+def test_a_mask_counts_where_any_micro_batch_has_one() -> None:
+    training = {"tokens_per_step": 8192, "tokens_per_micro_batch": 8192}
+    lengths = tuple(2048 - number % 5 for number in range(16))
+    held = plan_work(tiny_recipe(Path("base"), training=training), Lengths(lengths, 16, ""), 1).held
+    assert (held.rows, held.row_tokens, held.filled) == (4, 2048, 8192)  # the largest has none
+    assert held.masked
+    equal = Lengths((2048,) * 16, 16, "")
+    assert not plan_work(tiny_recipe(Path("base"), training=training), equal, 1).held.masked
 
 
 def test_what_saves_memory_takes_less() -> None:
