@@ -48,6 +48,7 @@ class CompiledElementwise:
 
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""
+        assert norm.weight_D.dtype == x_TD.dtype
         T, D = x_TD.shape
         y_TW, scale_T1 = x_TD.new_empty(T, D + room), x_TD.new_empty(T, 1, dtype=torch.float32)
         self._call("norm", (x_TD, norm.weight_D, y_TW, scale_T1), (T, D, D + room, norm.epsilon))
@@ -109,6 +110,7 @@ class CompiledElementwise:
     def _call(self, name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[float, ...]) -> None:
         first = tensors[0]
         assert first is not None
+        assert all(tensor is None or tensor.stride(-1) == 1 for tensor in tensors)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         self._calls[first.dtype][name](*pointers, *sizes, torch.get_num_threads())
 
