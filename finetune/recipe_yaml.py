@@ -57,7 +57,7 @@ def parse_override_value(text: str, place: str) -> tuple[Node, list[Finding]]:
         RecipeError: the value is not YAML; the place names the override.
     """
     root, findings = _read(text, place, at_line=False)
-    return _marked(root or Node(None, 0), place), findings
+    return _marked(root, place) if root else Node(None, 0, place), findings
 
 
 def parse_plain_scalar(text: str) -> Scalar:
@@ -93,29 +93,24 @@ def _read(text: str, file: str, *, at_line: bool) -> tuple[Node | None, list[Fin
     except _Unreadable as stop:
         raise RecipeError([Problem(place(stop.line), stop.what, stop.hint)]) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        raise RecipeError([Problem(place(line), *_syntax(error))]) from None
+        line, what, hint = _syntax(error)
+        raise RecipeError([Problem(place(line), what, hint)]) from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, int(error.position)) + 1
+        line = text[: int(error.position)].count("\n") + 1
         raise RecipeError([Problem(place(line), "a character that YAML does not allow", "delete it")]) from None
     return root, builder.findings
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> tuple[str, str]:
-    problem = error.problem or "cannot be read"
+def _syntax(error: yaml.MarkedYAMLError) -> tuple[int, str, str]:
+    assert error.problem_mark is not None
+    line, problem = error.problem_mark.line + 1, str(error.problem)
     if "'\\t'" in problem:
-        return "a tab where YAML wants spaces", "indent with two spaces"
+        return line, "a tab where YAML wants spaces", "indent with two spaces"
     if "mapping values are not allowed" in problem:
-        return (
-            "not YAML: a second `:` in this line, or wrong indentation",
-            "put text that holds `: ` in quotes",
-        )
+        what = "not YAML: a second `:` in this line, or wrong indentation"
+        return line, what, "put text that holds `: ` in quotes"
     context = f" {error.context}" if error.context else ""
-    return (
-        f"not YAML: {problem}{context}",
-        "check quotes, brackets and indentation here and in the line above",
-    )
+    return line, f"not YAML: {problem}{context}", "check quotes, brackets and indentation here and in the line above"
 
 
 def _marked(node: Node, set_by: str) -> Node:
@@ -133,7 +128,6 @@ def _line_of(event: yaml.Event) -> int:
 
 class _Unreadable(Exception):
     def __init__(self, line: int, what: str, hint: str) -> None:
-        super().__init__(what)
         self.line, self.what, self.hint = line, what, hint
 
 
@@ -214,11 +208,10 @@ class _Builder:
             hint = "give it a value or delete the line; `null` says that none is meant"
             self._refuse(path, line, "has no value", hint, refused=False)
         try:
-            value = parse_plain_scalar(event.value)
+            return parse_plain_scalar(event.value)  # the parser lets no control character stand unquoted
         except ValueError as error:
             self._refuse(path, line, str(error), "write an ordinary number", refused=False)
             return None
-        return self._text(value, path, line) if isinstance(value, str) else value
 
     def _text(self, text: str, path: KeyPath, line: int) -> str:
         if _CONTROL.search(text):
