@@ -139,8 +139,11 @@ def adapter_gradients(
     da_SI, db_SO = (dlow_TS.T @ x_TI).float(), low_TS.T @ slope_TO
     gradients: list[Tensor | None] = []
     for linear, rows, columns in stack.places():
-        has = linear.rank > 0
-        gradients += (da_SI[columns], db_SO[columns, rows].T.float().mul_(linear.scaling)) if has else (None, None)
+        if linear.rank:
+            db_OR = db_SO[columns, rows].T.float().mul_(linear.scaling)
+            gradients += (da_SI[columns], db_OR.contiguous())
+        else:
+            gradients += (None, None)
     return gradients
 
 

@@ -61,6 +61,7 @@ def test_every_data_file_is_shipped(wheel: set[str], folder: str, inside: str) -
 
 def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
     assert {"finetune/report.html.jinja", "finetune/report.css", "finetune/model_card.md.jinja"} <= wheel
+    assert "finetune/elementwise.cpp" in wheel
     assert "finetune/apache-2.0.txt" in wheel
     assert {"finetune/py.typed", "evaluation/py.typed"} <= wheel
 
@@ -68,7 +69,7 @@ def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
 def test_nothing_else_is_shipped(wheel: set[str]) -> None:
     own = {name for name in wheel if not name.partition("/")[0].endswith(".dist-info")}
     assert {name.partition("/")[0] for name in own} == set(PACKAGES)
-    assert {Path(name).suffix for name in own} <= {".py", ".yaml", ".jsonl", ".jinja", ".css", ".txt", ".typed"}
+    assert {Path(name).suffix for name in own} <= {".py", ".yaml", ".jsonl", ".jinja", ".css", ".txt", ".typed", ".cpp"}
 
 
 def test_both_commands_are_declared(wheel: set[str]) -> None:
