@@ -130,6 +130,7 @@ def assert_alike(
     ours = gradients(model)
     assert relative(found.detach(), expected.detach()) <= most
     assert wanted.keys() == ours.keys() != set()
+    assert all(gradient.is_contiguous() for gradient in ours.values())
     assert max(relative(ours[name], wanted[name]) for name in wanted) <= most
 
 
