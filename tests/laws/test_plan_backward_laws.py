@@ -24,6 +24,8 @@ from finetune.plan_activations import (
 )
 from finetune.recipe import Adapter
 
+pytestmark = pytest.mark.slow
+
 RANK = 6
 SHAPES = [ModelShape(3, 64, 256, 4, 2, 16, 300, tied=True), ModelShape(3, 80, 256, 4, 2, 20, 300, tied=True)]
 FEW, MANY = 256, 768
