@@ -18,56 +18,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.merge_scale import SHAPES
+from benchmarks.random_base import WORDS
+from finetune.model_shape import ModelShape
 
 LAYERS = {"tiny": 2, "1b": 16, "8b": 32, "70b": 80}
-WORDS = ("fever", "cough", "eye", "ear", "skin", "clause", "patient", "antibiotic", "chapter", "service", "terms")
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
-def write_base(folder: Path, name: str) -> None:
-    """Write a base of random weights, built where there is room for it."""
-    shape, tokenizer = SHAPES[name], build_tokenizer()
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads_of_keys,
-        num_hidden_layers=LAYERS[name],
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-        dtype="bfloat16",
+def shape_of(name: str) -> ModelShape:
+    """Return the shape that a run has, with a head of its own."""
+    one = SHAPES[name]
+    head = one.hidden // one.heads
+    return ModelShape(
+        LAYERS[name], one.hidden, one.intermediate, one.heads, one.heads_of_keys, head, one.vocabulary, tied=False
     )
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer on the words that the rows are made of."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
-    fast.chat_template = TEMPLATE
-    return fast
 
 
 def write_recipe(folder: Path, rows: int, words: int) -> Path:
@@ -126,8 +92,9 @@ class Size:
 WRITE = """
 import sys
 from pathlib import Path
-from benchmarks import gpu_run
-gpu_run.write_base(Path(sys.argv[1]), sys.argv[2])
+from benchmarks.gpu_run import shape_of
+from benchmarks.random_base import write_base
+write_base(Path(sys.argv[1]), shape_of(sys.argv[2]))
 """
 RUN = """
 import faulthandler, sys

@@ -20,9 +20,8 @@ from typing import NoReturn
 
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.gpu_run import build_tokenizer
+from benchmarks.random_base import write_base
 from evaluation.rendering import Example
 from finetune.console import Reporter
 from finetune.example_files import write_examples
@@ -157,35 +156,6 @@ class Onlooker:
     def end(self, what: str) -> NoReturn:
         """Not be called."""
         raise AssertionError(what)
-
-
-def write_base(folder: Path, shape: ModelShape) -> None:
-    """Write a base of random weights in bfloat16, built where there is room for it, with a tokenizer."""
-    tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-        dtype="bfloat16",
-    )
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(usual)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def recipe_of(asked: Configuration, base: Path) -> Recipe:

@@ -15,33 +15,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.gpu_run import WORDS, build_tokenizer
+from benchmarks.random_base import WORDS, write_base
+from finetune.model_shape import ModelShape
 from finetune.planning import Question, plan
 from finetune.recipe_file import load_recipe
 
 STEPS = 1
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a base."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    heads_of_keys: int
-    vocabulary: int
-
-
 SHAPES = {
-    "10m": Shape(256, 688, 6, 4, 4, 16_384),
-    "60m": Shape(512, 1_408, 14, 8, 8, 32_000),
-    "135m": Shape(576, 1_536, 30, 9, 3, 49_152),
+    "10m": ModelShape(6, 256, 688, 4, 4, 64, 16_384, tied=True),
+    "60m": ModelShape(14, 512, 1_408, 8, 8, 64, 32_000, tied=True),
+    "135m": ModelShape(30, 576, 1_536, 9, 3, 64, 49_152, tied=True),
 }
 """The last is SmolLM2-135M's (https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/config.json)."""
 
@@ -80,26 +67,6 @@ CONFIGURATIONS = (
     Configuration("135m", "nf4", "bfloat16", 256, 1024),
     Configuration("135m", "nf4+ckpt", "float32", 256, 1024),
 )
-
-
-def write_base(folder: Path, shape: Shape) -> None:
-    """Write a base of random weights in bfloat16, with a tokenizer."""
-    tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads_of_keys,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def write_recipe(folder: Path, asked: Configuration) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -34,15 +34,22 @@ def listening() -> Iterator[None]:
     """
 
     def hear(number: int, _: FrameType | None) -> None:
-        for one in before:
+        for one in heard:
             signal.signal(one, HEARD[one])
         raise Interrupted(number)
 
+    with heard_by(hear) as heard:
+        yield
+
+
+@contextmanager
+def heard_by(hear: Callable[[int, FrameType | None], None]) -> Iterator[list[signal.Signals]]:
+    """Have SIGINT and SIGTERM call `hear` in a block, and yield which of them do: not what is ignored."""
     main = threading.current_thread() is threading.main_thread()  # Python lets no other thread hear
     heard = [number for number in HEARD if main and signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, hear) for number in heard}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

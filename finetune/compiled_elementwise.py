@@ -1,6 +1,6 @@
 """The parts of a layer that are no matrix products, by the functions of elementwise.cpp: one pass over memory each.
 
-`compile_elementwise` makes a library of them; torch.compile took 20 s for the same and 2 s in each process after that
+elementwise_library.py makes a library of them; torch.compile took 20 s for the same and 2 s in each process after that
 (docs/log.md).
 """
 
@@ -33,7 +33,7 @@ class CompiledElementwise:
     """Computes what `Elementwise` says, on contiguous tensors of one type, float32 or bfloat16."""
 
     def __init__(self, library: Path) -> None:
-        """Load what `compile_elementwise` made.
+        """Load what elementwise_library.py made.
 
         Raises:
             OSError: it cannot be loaded here.

@@ -57,6 +57,16 @@ class Stack:
         """Count the ranks of all adapters."""
         return sum(linear.rank for linear in self.linears)
 
+    @property
+    def outputs(self) -> int:
+        """Count the outputs of all layers."""
+        return sum(linear.layer.out_features for linear in self.linears)
+
+    @property
+    def width(self) -> int:
+        """Count the numbers of a row of [W, s B]."""
+        return self.inputs + self.ranks
+
     def places(self) -> Iterator[tuple[Linear, slice, slice]]:
         """Yield each layer, its outputs, and the place of its adapter among the ranks."""
         outputs = pairwise(accumulate((one.layer.out_features for one in self.linears), initial=0))
@@ -89,10 +99,8 @@ def build_stack(linears: Sequence[Linear]) -> Stack:
     stack = Stack(tuple(linears), None)
     if not all(is_dense(linear.layer) for linear in linears):
         return stack
-    like = linears[0].layer.weight
-    outputs = sum(linear.layer.out_features for linear in linears)
-    width = stack.inputs + stack.ranks
-    kept_OW = like.new_zeros(outputs * width + BEYOND)[: outputs * width].view(outputs, width)
+    numbers = stack.outputs * stack.width
+    kept_OW = linears[0].layer.weight.new_zeros(numbers + BEYOND)[:numbers].view(stack.outputs, stack.width)
     for linear, rows, _ in stack.places():
         kept_OW[rows, : stack.inputs] = linear.layer.weight.data
         linear.layer.weight.data = kept_OW[rows, : stack.inputs]
@@ -101,7 +109,7 @@ def build_stack(linears: Sequence[Linear]) -> Stack:
 
 def build_factors(stack: Stack, dtype: torch.dtype) -> Factors:
     """Copy the adapters as they are now into the type of the computation."""
-    a_SW = torch.zeros(stack.ranks, stack.inputs + stack.ranks, dtype=dtype)
+    a_SW = torch.zeros(stack.ranks, stack.width, dtype=dtype)
     for linear, _, columns in stack.places():
         if linear.a_RI is not None:
             a_SW[columns, : stack.inputs] = linear.a_RI.detach()
@@ -114,7 +122,7 @@ def project(x_TW: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tenso
     """Return y (T, O), and x Aᵀ (T, S), which the backward pass needs; `x_TW` has room for it beside x, zero so far.
 
     oneDNN reads past the end of a short row and multiplies what it finds with 0, which not a number survives; so no
-    factor of a product is a part of wider rows.
+    factor of a product is a part of wider rows, unless it fills oneDNN's blocks (matrix_product.py).
     """
     low_TS = x_TW @ factors.a_SW.T
     x_TW[:, stack.inputs :] = low_TS
@@ -151,10 +159,10 @@ def _weight(stack: Stack, factors: Factors) -> Tensor:
     """Return [W, s B], (O, W)."""
     if factors.weight_OW is not None:
         return factors.weight_OW
-    dtype, outputs = factors.a_SW.dtype, sum(linear.layer.out_features for linear in stack.linears)
-    made_OW = torch.zeros(outputs, stack.inputs + stack.ranks, dtype=dtype)
+    made_OW = factors.a_SW.new_empty(stack.outputs, stack.width)
+    made_OW[:, stack.inputs :] = 0
     for linear, rows, _ in stack.places():
-        made_OW[rows, : stack.inputs] = frozen_weight(linear.layer, dtype)
+        made_OW[rows, : stack.inputs] = frozen_weight(linear.layer, made_OW.dtype)
     _write_adapters(stack, made_OW)
     return made_OW
 

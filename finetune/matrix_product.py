@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 FEW_OUTPUTS = 1024
+"""With more a product is several blocks, however many rows it has."""
 MOST_ROWS = 512
 DEEP, APART = 2048, 64
 """More inputs than the first are summed in two halves, if multiples of the second: more are one block again."""

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, Protocol
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+from evaluation.interruption import heard_by
+
 LONGEST_END = 8.0
 """Seconds that a stage may take to end; whatever it waits for then, a download say, is left behind."""
 ONE_PRESS = 0.5
@@ -77,16 +78,12 @@ class Signals:
         Raises:
             Interrupted: inside the block, when one is heard and nothing has to be finished first.
         """
-        main = threading.current_thread() is threading.main_thread()  # Python lets no other thread hear
-        heard = [number for number in HEARD if main and signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._hear) for number in heard}
         told_unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_later
         try:
-            yield
+            with heard_by(self._hear):
+                yield
         finally:
             sys.unraisablehook = told_unraisable
-            for number, handler in before.items():
-                signal.signal(number, handler)
             if self._last_resort is not None:
                 self._last_resort.cancel()
 

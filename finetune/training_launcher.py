@@ -16,10 +16,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from evaluation.files import sweep_staging, write_text
+from evaluation.interruption import HEARD
 from finetune.errors import TrainingStopped
 from finetune.launch import ERROR_FILE
 from finetune.machine import end_with_parent
-from finetune.signals import HEARD
 from finetune.training_job import TrainingJob
 
 

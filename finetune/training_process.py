@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from evaluation.files import write_text
+from evaluation.interruption import HEARD
 from evaluation.quiet import quiet_libraries
 from finetune.console import Reporter
 from finetune.disk_faults import TellingDiskFaults
 from finetune.errors import TrainingStopped, UserError
 from finetune.launch import ERROR_FILE, STOP_FILE, UNDER_WAY_FILE
 from finetune.machine import end_with_parent
-from finetune.signals import HEARD, Interrupted
+from finetune.signals import Interrupted
 from finetune.training_job import TrainingJob
 
 PATIENCE = 2.0

@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from finetune.model_shape import ModelShape
+
 SENTENCES = (
     "Which chapter does this diagnosis belong to?",
     "The patient has a fever and a cough, and was given an antibiotic.",
@@ -76,3 +78,20 @@ def write_tiny_base(folder: Path, seed: int = 0, hidden_size: int = 64) -> Path:
     build_model(len(tokenizer), seed, hidden_size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def config_of(shape: ModelShape) -> LlamaConfig:
+    """Return the configuration of a model of this shape."""
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+        tie_word_embeddings=shape.tied,
+        attention_bias=shape.attention_bias,
+        mlp_bias=shape.mlp_bias,
+        attn_implementation="sdpa",
+    )

@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from benchmarks.plan_gpu import BASES, Configuration, measure, write_base
+from benchmarks.plan_gpu import BASES, Configuration, measure
+from benchmarks.random_base import write_base
 from evaluation.model import ModelSpec, Quantization, choose_device, load_base
 from evaluation.rendering import IGNORE
 from finetune import training, training_forward

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tiny_model import config_of
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from evaluation.model import ModelSpec, Quantization, load_base
 from finetune.adapter import build_adapter
@@ -85,19 +86,8 @@ def highest(events: Any) -> int:
 
 
 def base_of(layers: Layers, folder: Path) -> PreTrainedModel:
-    shape = layers.shape
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        attn_implementation="sdpa",
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16 if layers.element == 2 else torch.float32)
+    model = LlamaForCausalLM(config_of(layers.shape)).to(torch.bfloat16 if layers.element == 2 else torch.float32)
     if layers.path != "autocast_nf4":
         return model
     model.save_pretrained(folder)

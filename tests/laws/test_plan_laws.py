@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tiny_model import config_of
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from evaluation.model import ModelSpec, Quantization, load_base
 from finetune.adapter import build_adapter
@@ -87,22 +88,6 @@ def inputs(held: Held, packed: bool) -> dict[str, Tensor]:
 def build(shape: ModelShape) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(config_of(shape))
-
-
-def config_of(shape: ModelShape) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        tie_word_embeddings=shape.tied,
-        attention_bias=shape.attention_bias,
-        mlp_bias=shape.mlp_bias,
-        attn_implementation="sdpa",
-    )
 
 
 def layers_of(element: int, path: str, targets: tuple[Projection, ...], *, dora: bool, dropout: bool) -> Layers:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tiny_runs import hear_ctrl_c
 
+from evaluation.interruption import HEARD
 from finetune import signals
 from finetune.signals import GO_ON, Interrupted, Signals
 
@@ -89,8 +91,12 @@ def started(body: str, *arguments: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Return the status of a program and what it said."""
-    said, _ = process.communicate(timeout=20)
-    return process.returncode, said
+    assert process.stdout is not None
+    late = threading.Timer(20, process.kill)
+    late.start()
+    said = process.stdout.read()  # `communicate` would lose what came with the first line
+    late.cancel()
+    return process.wait(), said
 
 
 @BOTH
@@ -215,11 +221,11 @@ def test_handlers_are_put_back() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
-    before = [signal.getsignal(number) for number in signals.HEARD]
+    before = [signal.getsignal(number) for number in HEARD]
     with pytest.raises(Interrupted) as interrupted:
         hear()
     assert interrupted.value.exit_code == 143
-    assert [signal.getsignal(number) for number in signals.HEARD] == before
+    assert [signal.getsignal(number) for number in HEARD] == before
 
 
 def test_one_that_was_heard_while_it_could_wait_ends_before_the_next_step() -> None:

@@ -15,8 +15,8 @@ from benchmarks.plan_gpu import (
     examples_of,
     line,
     measure,
-    write_base,
 )
+from benchmarks.random_base import write_base
 
 TINY = [asked for asked in CONFIGURATIONS if asked.base == "tiny"]
 
