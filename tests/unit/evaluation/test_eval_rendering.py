@@ -396,7 +396,7 @@ def test_tokenizer_without_end_of_sequence_is_refused() -> None:
 
 
 def test_a_control_token_that_is_written_and_not_read_moves_no_mask() -> None:
-    tokenizer = style_tokenizer(CHATML)
+    tokenizer = copy.deepcopy(style_tokenizer(CHATML))  # the one that the styles have is shared by all tests
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|b|>", single_word=True, special=True)]})
     tokenizer.chat_template = f"a<|b|>c <|b|> {CHATML.template}"
     rendering = Renderer(tokenizer)
