@@ -1,13 +1,13 @@
 """What is asked of a model: to write an answer, to weigh options, to score a given answer.
 
 Samples are batched by length, so that little is padded, and come back in the order in which they were given. A batch
-never changes a sample's figures beyond rounding: padding is masked by length, and nothing is cached between samples.
+never changes a sample's figures beyond rounding: padding is masked by length, and all that samples have in common is
+what all of them begin with, which is read once (`shared_prefix.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -16,12 +16,15 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evaluation.answers import AnswerLoss, Choice, Generated
+from evaluation.choosing import Advance, Question, choose_options
 from evaluation.conversation import Conversation
 from evaluation.errors import TaskError
 from evaluation.long_texts import split_example
 from evaluation.model import ModelSpec, assert_unpacked, causal_lm_of, load_model
 from evaluation.option_tree import OptionTree, build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
+from evaluation.shared_prefix import NOTHING_SHARED, SharedPrefix, read_prefix, shared_length
 from evaluation.token_loss import labelled_nll, log_probabilities, shift
 from evaluation.tokenizer import load_tokenizer
 
@@ -31,33 +34,14 @@ BATCH_TOKENS = 4096
 GENERATION_TOKENS = 16384
 """The same while answers are written: each step reads all weights, so that more rows at once cost little."""
 
+PADDING_TOKENS = 512
+"""Most padding of a batch: on a CPU, about what another batch costs while answers are written, which reads the weights
+again for every token."""
+
 WINDOW_TOKENS = 2048
 """A plain text that is longer is scored in pieces of so many, or of what the model holds, as it is trained on."""
 
-Advance = Callable[[int], None]
-"""Told the number of samples that were just finished, for a progress bar."""
-
 UNSUPPORTED_LOGIT_SCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Greedy continuation of a prompt."""
-
-    text: str
-    """Up to the stop token, without it, stripped."""
-    tokens: int
-    """Generated tokens, the stop token included."""
-    stopped: bool
-    """Whether the model ended the answer by itself."""
-
-
-@dataclass(frozen=True)
-class AnswerLoss:
-    """Negative log-likelihood of an answer, in nats, summed over its tokens with the end token."""
-
-    nll: float
-    tokens: int
 
 
 class LanguageModel:
@@ -91,14 +75,15 @@ class LanguageModel:
     ) -> list[tuple[int, ...]]:
         """Continue each prompt, given as token ids, until a stop token, which is kept, or the limit."""
         stops = self.renderer.stop_ids()
+        prefix = self._read_prefix(prompts)
         answers: dict[int, tuple[int, ...]] = {}
         for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in prompts], GENERATION_TOKENS):
             width = max(len(prompts[i]) for i in batch)
-            padded = [[stops[0]] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
-            mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+            ids, mask = _pad_behind([prompts[i] for i in batch], prefix.length, stops[0])
             output_BT = cast(Any, self.causal_lm).generate(
-                input_ids=self._tensor(padded),
+                input_ids=self._tensor(ids),
                 attention_mask=self._tensor(mask),
+                past_key_values=prefix.for_rows(len(batch)),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 temperature=None,
@@ -114,7 +99,6 @@ class LanguageModel:
         assert_unpacked(self.model)
         return [answers[i] for i in range(len(prompts))]
 
-    @torch.inference_mode()
     def option_log_likelihoods(
         self, prompts: Sequence[Conversation], options: Sequence[str], advance: Advance = lambda _: None
     ) -> list[list[float]]:
@@ -123,14 +107,43 @@ class LanguageModel:
         The options of a prompt go through the model at once, as branches of a tree on the prompt that do not see
         each other (`option_tree.py`).
         """
-        answers = [self.renderer.answer(prompts[0], option) for option in options] if prompts else []
+        answers = self._answers(prompts, options)
         trees = [build_option_tree(self.renderer.prompt(prompt), answers) for prompt in prompts]
+        return self._weigh(trees, advance)
+
+    def choose(
+        self,
+        prompts: Sequence[Conversation],
+        options: Sequence[str],
+        references: Sequence[str],
+        written: Sequence[str],
+        advance: Advance = lambda _: None,
+    ) -> list[Choice]:
+        """Weigh as many options after each prompt as it takes to know the likeliest.
+
+        Each reference is an option; `written` is what the model answered by itself. `advance` is told of each prompt
+        twice.
+        """
+        questions = [
+            Question(
+                self.renderer.prompt(prompt), options.index(right), options.index(text) if text in options else None
+            )
+            for prompt, right, text in zip(prompts, references, written, strict=True)
+        ]
+        return choose_options(questions, self._answers(prompts, options), self._weigh, advance)
+
+    def _answers(self, prompts: Sequence[Conversation], options: Sequence[str]) -> list[tuple[int, ...]]:
+        return [self.renderer.answer(prompts[0], option) for option in options] if prompts else []
+
+    @torch.inference_mode()
+    def _weigh(self, trees: Sequence[OptionTree], advance: Advance) -> list[list[float]]:
+        prefix = self._read_prefix([tree.input_ids[: tree.prompt_length] for tree in trees])
         scores: dict[int, list[float]] = {}
-        for batch in batches_by_length([len(tree.input_ids) for tree in trees], BATCH_TOKENS):
-            for i, likelihoods in zip(batch, self._score_trees([trees[i] for i in batch]), strict=True):
+        for batch in batches_by_length([len(tree.input_ids) - prefix.length for tree in trees], BATCH_TOKENS):
+            for i, likelihoods in zip(batch, self._score_trees([trees[i] for i in batch], prefix), strict=True):
                 scores[i] = likelihoods
             advance(len(batch))
-        return [scores[i] for i in range(len(prompts))]
+        return [scores[i] for i in range(len(trees))]
 
     def answer_losses(
         self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance = lambda _: None
@@ -149,7 +162,7 @@ class LanguageModel:
     def example_losses(self, examples: Sequence[Example], advance: Advance = lambda _: None) -> list[AnswerLoss]:
         """Loss of the labelled tokens of each example."""
         losses: dict[int, AnswerLoss] = {}
-        for batch, _, labels_BT, hidden_BTD in self.hidden_states(examples):
+        for batch, labels_BT, hidden_BTD in self.hidden_states(examples):
             hidden_ND, targets_N = shift(hidden_BTD, labels_BT, IGNORE)
             nll_N = labelled_nll(hidden_ND, self.head(), targets_N)
             counts = (labels_BT[:, 1:] != IGNORE).sum(1).tolist()
@@ -159,35 +172,46 @@ class LanguageModel:
         return [losses[i] for i in range(len(examples))]
 
     @torch.inference_mode()
-    def hidden_states(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-        """Yield batches as (indices of the examples, input ids (B, T), labels (B, T), last hidden states (B, T, D))."""
-        for batch in batches_by_length([len(example.input_ids) for example in examples], BATCH_TOKENS):
+    def hidden_states(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield batches as (indices of the examples, labels (B, T), last hidden states (B, T, D)).
+
+        The tokens that all examples begin with, before anything that is labelled, are left out of T.
+        """
+        prefix = self._read_prefix([example.input_ids[: _first_label(example)] for example in examples])
+        for batch in batches_by_length([len(e.input_ids) - prefix.length for e in examples], BATCH_TOKENS):
             ids_BT, labels_BT, mask_BT = pad_examples([examples[i] for i in batch], self.renderer.stop_ids()[0])
             device = self.causal_lm.device
             output = self.causal_lm.base_model(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+                input_ids=ids_BT[:, prefix.length :].to(device),
+                attention_mask=mask_BT.to(device),
+                past_key_values=prefix.for_rows(len(batch)),
+                use_cache=prefix.length > 0,
             )
-            yield batch, ids_BT, labels_BT.to(device), output.last_hidden_state
+            yield batch, labels_BT[:, prefix.length :].to(device), output.last_hidden_state
         assert_unpacked(self.model)
+
+    def _read_prefix(self, prompts: Sequence[Sequence[int]]) -> SharedPrefix:
+        length = shared_length(prompts)
+        return read_prefix(self.causal_lm, prompts[0][:length]) if length else NOTHING_SHARED
 
     def head(self) -> Tensor:
         """Return the output embedding, shape (V, D)."""
         return cast(Tensor, self.causal_lm.get_output_embeddings().weight).detach()
 
-    def _score_trees(self, trees: Sequence[OptionTree]) -> list[list[float]]:
-        batch = pad_trees(trees, self.renderer.stop_ids()[0], self.causal_lm.dtype)
+    def _score_trees(self, trees: Sequence[OptionTree], prefix: SharedPrefix) -> list[list[float]]:
+        batch = pad_trees(trees, prefix.length, self.renderer.stop_ids()[0], self.causal_lm.dtype)
         device = self.causal_lm.device
         hidden_BTD = self.causal_lm.base_model(
             input_ids=batch.input_ids_BT.to(device),
             position_ids=batch.position_ids_BT.to(device),
-            attention_mask=batch.attention_B1TT.to(device),
-            use_cache=False,
+            attention_mask=batch.attention_B1TS.to(device),
+            past_key_values=prefix.for_rows(len(trees)),
+            use_cache=prefix.length > 0,
         ).last_hidden_state
         hidden_UD = hidden_BTD[batch.rows_U.to(device), batch.columns_U.to(device)]
         found_N = log_probabilities(hidden_UD, self.head(), batch.predictor_N.to(device), batch.targets_N.to(device))
-        sums = [float(part.sum()) for part in found_N.double().split(list(batch.answer_lengths))]
-        width = len(trees[0].answers)
-        return [sums[i * width : (i + 1) * width] for i in range(len(trees))]
+        sums = iter([float(part.sum()) for part in found_N.double().split(list(batch.answer_lengths))])
+        return [list(islice(sums, len(tree.answers))) for tree in trees]
 
     def _decoded(self, row: tuple[int, ...]) -> Generated:
         stopped = bool(row) and row[-1] in self.renderer.stop_ids()
@@ -215,6 +239,19 @@ def _in_proportion(advance: Advance, pieces: int, samples: int) -> Advance:
     return told
 
 
+def _first_label(example: Example) -> int:
+    return next((i for i, label in enumerate(example.labels) if label != IGNORE), len(example.labels))
+
+
+def _pad_behind(prompts: Sequence[Sequence[int]], prefix: int, padding: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Pad prompts between the beginning that they share and their own tokens; return ids and mask."""
+    width = max(len(prompt) for prompt in prompts)
+    missing = [width - len(prompt) for prompt in prompts]
+    ids = [[*own[:prefix], *[padding] * gap, *own[prefix:]] for own, gap in zip(prompts, missing, strict=True)]
+    mask = [[1] * prefix + [0] * gap + [1] * (width - prefix - gap) for gap in missing]
+    return ids, mask
+
+
 def _make_contiguous(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Lay the head's input out in one piece.
 
@@ -239,14 +276,17 @@ def answer_example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
     """Yield indices in batches of near-equal length whose padded size is at most `most_tokens`, longest first.
 
-    An index longer than the limit is a batch of its own.
+    At most `PADDING_TOKENS` of a batch are padding. An index longer than the limit is a batch of its own.
     """
     batch: list[int] = []
+    padding = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > most_tokens:
+        missing = lengths[batch[0]] - lengths[i] if batch else 0
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > most_tokens or padding + missing > PADDING_TOKENS):
             yield batch
-            batch = []
+            batch, padding, missing = [], 0, 0
         batch.append(i)
+        padding += missing
     if batch:
         yield batch
 

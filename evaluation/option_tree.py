@@ -35,8 +35,8 @@ class TreeBatch:
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
-    attention_B1TT: Tensor
-    """0 where a token may look, the lowest number of the type where it may not."""
+    attention_B1TS: Tensor
+    """0 where a token may look, the lowest number of the type where it may not; S counts what was read before, too."""
     rows_U: Tensor
     columns_U: Tensor
     """Where the hidden states stand that predict something."""
@@ -69,8 +69,11 @@ def build_option_tree(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -
     )
 
 
-def pad_trees(trees: Sequence[OptionTree], padding: int, dtype: torch.dtype) -> TreeBatch:
-    """Pad trees on the right; a padding token sees only itself and is seen by none."""
+def pad_trees(trees: Sequence[OptionTree], read: int, padding: int, dtype: torch.dtype) -> TreeBatch:
+    """Pad trees on the right; a padding token is seen by none.
+
+    The first `read` tokens of every prompt are the same and were read before: they are left out, and all see them.
+    """
     width = max(len(tree.input_ids) for tree in trees)
     ids = torch.full((len(trees), width), padding)
     positions = torch.zeros((len(trees), width), dtype=torch.long)
@@ -87,11 +90,11 @@ def pad_trees(trees: Sequence[OptionTree], padding: int, dtype: torch.dtype) -> 
         predictor += [number[column] for path in tree.predictors for column in path]
     attention = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
     return TreeBatch(
-        input_ids_BT=ids,
-        position_ids_BT=positions,
-        attention_B1TT=attention[:, None],
+        input_ids_BT=ids[:, read:],
+        position_ids_BT=positions[:, read:],
+        attention_B1TS=attention[:, None, read:],
         rows_U=torch.tensor([row for row, _ in predicting]),
-        columns_U=torch.tensor([column for _, column in predicting]),
+        columns_U=torch.tensor([column - read for _, column in predicting]),
         predictor_N=torch.tensor(predictor),
         targets_N=torch.tensor([token for tree in trees for answer in tree.answers for token in answer]),
         answer_lengths=tuple(len(answer) for tree in trees for answer in tree.answers),

@@ -18,7 +18,7 @@ from evaluation.statistics import estimate_by_bootstrap, estimate_mean
 from evaluation.task import LoadedTask, Sample, TaskKind
 
 if TYPE_CHECKING:
-    from evaluation.inference import AnswerLoss, Generated
+    from evaluation.answers import AnswerLoss, Choice, Generated
 
 Advance = Callable[[int], None]
 
@@ -46,10 +46,15 @@ class AnswersQuestions(Protocol):
     def generate(self, prompts: Sequence[Conversation], max_new_tokens: int, advance: Advance) -> list[Generated]:
         """Continue each prompt greedily."""
 
-    def option_log_likelihoods(
-        self, prompts: Sequence[Conversation], options: Sequence[str], advance: Advance
-    ) -> list[list[float]]:
-        """Measure each option after each prompt, in nats, with its end token."""
+    def choose(
+        self,
+        prompts: Sequence[Conversation],
+        options: Sequence[str],
+        references: Sequence[str],
+        written: Sequence[str],
+        advance: Advance,
+    ) -> list[Choice]:
+        """Choose the likeliest option after each prompt, knowing what was written; tells of each prompt twice."""
 
     def answer_losses(
         self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance
@@ -91,15 +96,18 @@ def score(model: AnswersQuestions, loaded: LoadedTask, identity: Identity, advan
     began = time.perf_counter()
     samples, task = loaded.samples, loaded.task
     prompts = [sample.prompt for sample in samples]
-    losses = model.answer_losses(prompts, [sample.reference for sample in samples], advance)
-    outputs = [_measured(sample, loss) for sample, loss in zip(samples, losses, strict=True)]
-    if task.kind != "token_loss":
-        answers = model.generate(prompts, task.max_new_tokens, advance)
-        add = _with_choice_text if task.kind == "choose" else _with_text
-        outputs = [add(output, answer) for output, answer in zip(outputs, answers, strict=True)]
+    references = [sample.reference for sample in samples]
     if task.kind == "choose":
-        options = model.option_log_likelihoods(prompts, task.options, advance)
-        outputs = [_with_choice(output, task.options, row) for output, row in zip(outputs, options, strict=True)]
+        answers = model.generate(prompts, task.max_new_tokens, advance)
+        choices = model.choose(prompts, task.options, references, [answer.text for answer in answers], advance)
+        outputs = _measured(samples, [choice.reference for choice in choices])
+        outputs = [_with_choice_text(output, answer) for output, answer in zip(outputs, answers, strict=True)]
+        outputs = [_with_choice(output, task.options, one) for output, one in zip(outputs, choices, strict=True)]
+    else:
+        outputs = _measured(samples, model.answer_losses(prompts, references, advance))
+    if task.kind == "generate":
+        answers = model.generate(prompts, task.max_new_tokens, advance)
+        outputs = [_with_text(output, answer) for output, answer in zip(outputs, answers, strict=True)]
     return _scored(outputs, loaded, identity, began)
 
 
@@ -152,7 +160,11 @@ def _asked(sample: Sample, scores: dict[str, float]) -> Output:
     return Output(sample=sample.id, prompt=prompt, reference=sample.reference, scores=scores)
 
 
-def _measured(sample: Sample, loss: AnswerLoss) -> Output:
+def _measured(samples: Sequence[Sample], losses: Sequence[AnswerLoss]) -> list[Output]:
+    return [_with_loss(sample, loss) for sample, loss in zip(samples, losses, strict=True)]
+
+
+def _with_loss(sample: Sample, loss: AnswerLoss) -> Output:
     # Written so that NaN fails; a sure token's loss may round to just below 0.
     if not (loss.tokens > 0 and abs(loss.nll) <= _HIGHEST_NATS_PER_TOKEN * loss.tokens):
         raise ProofFailed(
@@ -184,11 +196,9 @@ def _answered(output: Output, answer: Generated, scores: dict[str, float]) -> Ou
     return output.model_copy(update=update)
 
 
-def _with_choice(output: Output, options: Sequence[str], log_likelihoods: Sequence[float]) -> Output:
-    """Choose the likeliest option; of equally likely ones, the first."""
-    assert len(log_likelihoods) == len(options), "one log-likelihood per option"
-    if not all(math.isfinite(value) for value in log_likelihoods):
+def _with_choice(output: Output, options: Sequence[str], choice: Choice) -> Output:
+    if not all(math.isfinite(value) for value in choice.weighed.values()):
         raise ProofFailed("an option's log-likelihood is not a finite number", where=f"sample {output.sample}")
-    chosen = options[log_likelihoods.index(max(log_likelihoods))]
+    chosen = options[choice.likeliest]
     scores = {"choice_accuracy": float(chosen == output.reference), **output.scores}
     return output.model_copy(update={"chosen": chosen, "scores": scores})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LayerPath = Literal["fused", "plain"]
 ElementwisePath = Literal["compiled", "torch"]
 LossPath = Literal["labelled", "trl_fused"]
-Optimizer = Literal["adamw_torch", "paged_adamw_8bit"]
+Optimizer = Literal["adamw_torch_fused", "paged_adamw_8bit"]
 
 FLASH_ATTENTION_CAPABILITY = (8, 0)
 """Ampere, the oldest architecture of FlashAttention 2: https://github.com/Dao-AILab/flash-attention#installation-and-features"""
@@ -97,11 +97,13 @@ def choose(machine: Machine, recipe: Recipe) -> Choices:
         layers: LayerPath = "fused" if known and recipe.training.kernels == "auto" else "plain"
         known_type = dtype in ("float32", "bfloat16")
         elementwise: ElementwisePath = "compiled" if machine.compiler and layers == "fused" and known_type else "torch"
-        return Choices("sdpa", "labelled", "adamw_torch", bf16_autocast=False, layers=layers, elementwise=elementwise)
+        return Choices(
+            "sdpa", "labelled", "adamw_torch_fused", bf16_autocast=False, layers=layers, elementwise=elementwise
+        )
     flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
     return Choices(
         attention="flash_attention_2" if flash else "sdpa",
         loss="trl_fused" if machine.triton else "labelled",
-        optimizer="paged_adamw_8bit" if machine.bitsandbytes else "adamw_torch",
+        optimizer="paged_adamw_8bit" if machine.bitsandbytes else "adamw_torch_fused",
         bf16_autocast=machine.bf16 and dtype == "bfloat16",
     )

@@ -57,8 +57,7 @@ def bytes_for(stage: Stage, sizes: Sizes) -> int:
                 recipe.adapter, weight_shapes(sizes.base_folder)
             )
         case "merge":
-            two = recipe.quantization is not None and recipe.merge.onto == "best"  # both are written, and one is kept
-            return (1 + two) * weights_bytes(sizes.base_folder, recipe.merge.dtype)
+            return weights_bytes(sizes.base_folder, recipe.merge.dtype)
         case "evaluate":
             samples = sizes.run.data / "held_out.jsonl"
             count = samples.read_bytes().count(b"\n") if samples.exists() else 0

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from torch import Tensor
 
 from evaluation.files import hashes_of_folder, sha256_of_hashes, staged_folder, write_model
 from evaluation.inference import LanguageModel, load_language_model
-from evaluation.model import ModelSpec
+from evaluation.model import DTYPES, ModelSpec
 from evaluation.rendering import Example, Renderer
 from evaluation.tokenizer import load_tokenizer
 from finetune.console import Reporter
@@ -33,6 +32,7 @@ from finetune.merging_limits import (
     logits_hold,
 )
 from finetune.merging_proof import (
+    Measured,
     Probe,
     agreement,
     answer_logits,
@@ -40,6 +40,7 @@ from finetune.merging_proof import (
     largest_difference,
     mean_kl,
     mean_nll,
+    measure,
 )
 from finetune.recipe import Merge, Recipe
 from finetune.run_directory import RunDirectory
@@ -52,14 +53,13 @@ DOOR_CONVERSATIONS = 100
 
 @dataclass(frozen=True)
 class _Ground:
-    """What every candidate is measured on and against."""
+    """What a merge is measured on and against."""
 
     trained: ModelSpec
     merge: Merge
     examples: Sequence[Example]
     probe: Probe
-    trained_logits: Tensor
-    nll_trained: float
+    as_trained: Measured
     prompts: Sequence[tuple[int, ...]]
     """What the adapter and its merge answer greedily, as token ids."""
 
@@ -74,27 +74,24 @@ def merge(recipe: Recipe, run: RunDirectory, trained: ModelSpec, reporter: Repor
     with reporter.bar("merge: as trained", 1) as advance:
         ground = _measure_ground(recipe, run, trained)
         advance(1)
-    with staged_folder(run.merged) as staging:
-        candidates = []
-        ways = _ways(recipe)
-        with reporter.bar("merge: fold and compare", len(ways)) as advance:
-            for onto in ways:
-                candidates.append(_fold_and_measure(ground, onto, staging / onto))
-                advance(1)
-        best = min(candidates, key=lambda proof: proof.nll_merged)
-        _check(best, recipe.merge)
-        _keep(staging, best)
+    ways = _ways(recipe)
+    losses = _losses_of_ways(ground, ways, reporter)
+    best = min(ways, key=lambda onto: losses[onto]) if losses else ways[0]
+    with staged_folder(run.merged) as staging, reporter.bar("merge: prove", 1) as advance:
+        proof = _fold_and_measure(ground, best, staging)
+        _check(proof, recipe.merge)
         doors = _open_doors(run.adapter, staging)
-        seconds = time.perf_counter() - began
         held_back = (run.data / "validation.arrow").exists()
-        measured = tuple(
-            MergeCandidate(onto=c.onto, validation_nll=c.nll_merged if held_back else None) for c in candidates
+        losses[best] = proof.nll_merged
+        candidates = tuple(
+            MergeCandidate(onto=onto, validation_nll=losses[onto] if held_back else None) for onto in ways
         )
-        write_model(
-            staging / MERGE_FILE, best.model_copy(update={"candidates": measured, "doors": doors, "seconds": seconds})
-        )
-    kept = "no gain to keep" if best.gain_kept is None else f"{best.gain_kept:.1%} of the gain kept"
-    reporter.say(f"  folded onto {best.onto}: {best.agreement:.1%} agreement, {kept}")
+        seconds = time.perf_counter() - began
+        record = proof.model_copy(update={"candidates": candidates, "doors": doors, "seconds": seconds})
+        write_model(staging / MERGE_FILE, record)
+        advance(1)
+    kept = "no gain to keep" if proof.gain_kept is None else f"{proof.gain_kept:.1%} of the gain kept"
+    reporter.say(f"  folded onto {best}: {proof.agreement:.1%} agreement, {kept}")
 
 
 def _ways(recipe: Recipe) -> tuple[Onto, ...]:
@@ -110,23 +107,41 @@ def _measure_ground(recipe: Recipe, run: RunDirectory, trained: ModelSpec) -> _G
     examples = [example_at(rows, i) for i in range(count)]
     probe = build_probe(examples)
     model = load_language_model(trained)
-    logits, nll = answer_logits(model, probe), mean_nll(model, examples)
-    return _Ground(trained, recipe.merge, examples, probe, logits, nll, greedy_prompts(model, examples))
+    as_trained = measure(model, examples, probe)
+    return _Ground(trained, recipe.merge, examples, probe, as_trained, greedy_prompts(model, examples))
+
+
+def _losses_of_ways(ground: _Ground, ways: Sequence[Onto], reporter: Reporter) -> dict[Onto, float]:
+    """Measure what each way would keep, where there are several to choose from."""
+    losses: dict[Onto, float] = {}
+    if len(ways) > 1:
+        with reporter.bar("merge: compare ways to fold", len(ways)) as advance:
+            for onto in ways:
+                losses[onto] = _loss_as_saved(ground, onto)
+                advance(1)
+    return losses
+
+
+def _loss_as_saved(ground: _Ground, onto: Onto) -> float:
+    """Fold, round to the type that a merge is saved in, and measure the mean loss of the answers, in nats."""
+    folded = fold(load_unfolded(Folding(ground.trained, onto)))
+    folded.model.to(dtype=DTYPES[ground.merge.dtype])  # type: ignore[call-arg]  # transformers wraps it untyped
+    return mean_nll(folded, ground.examples)
 
 
 def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
     unfolded = load_unfolded(Folding(ground.trained, onto))
     adapter_logits = answer_logits(unfolded, ground.probe)
     adapter_answers = answer_greedily(unfolded, ground.prompts)
-    nll_base, base_logits = _without_adapter(unfolded, ground)
+    untuned = _without_adapter(unfolded, ground)
     folded = fold(unfolded)
     difference = largest_difference(adapter_logits, answer_logits(folded, ground.probe))
     save_merged(folded, folder, ground.merge.dtype)
     del folded, unfolded
 
     saved = load_language_model(ModelSpec(folder, dtype=ground.merge.dtype, device=ground.trained.device))
-    saved_logits = answer_logits(saved, ground.probe)
-    nll_merged = mean_nll(saved, ground.examples)
+    as_saved, as_trained = measure(saved, ground.examples, ground.probe), ground.as_trained
+    saved_logits = as_saved.probe_logits
     rounding = largest_difference(saved_logits, adapter_logits)
     files = hashes_of_folder(folder)
     return MergeProof(
@@ -138,13 +153,13 @@ def _fold_and_measure(ground: _Ground, onto: Onto, folder: Path) -> MergeProof:
         max_logit_difference=difference,
         logit_scale=float(adapter_logits.abs().max()),
         agreement=agreement(saved_logits, adapter_logits),
-        agreement_as_trained=agreement(saved_logits, ground.trained_logits),
-        kl_as_trained=mean_kl(ground.trained_logits, saved_logits),
-        kl_to_base=mean_kl(saved_logits, base_logits),
-        nll_base=nll_base,
-        nll_as_trained=ground.nll_trained,
-        nll_merged=nll_merged,
-        gain_kept=_gain_kept(nll_base, ground.nll_trained, nll_merged),
+        agreement_as_trained=agreement(saved_logits, as_trained.probe_logits),
+        kl_as_trained=mean_kl(as_trained.probe_logits, saved_logits),
+        kl_to_base=mean_kl(saved_logits, untuned.probe_logits),
+        nll_base=untuned.nll,
+        nll_as_trained=as_trained.nll,
+        nll_merged=as_saved.nll,
+        gain_kept=_gain_kept(untuned.nll, as_trained.nll, as_saved.nll),
         greedy=compare_greedy(saved, ground.prompts, adapter_answers, rounding),
         merged_sha256=sha256_of_hashes(files),
         files=files,
@@ -163,10 +178,10 @@ def _open_doors(adapter: Path, merged: Path) -> tuple[DoorProof, ...]:
     return compare_doors(renderer, doors, conversations)
 
 
-def _without_adapter(unfolded: LanguageModel, ground: _Ground) -> tuple[float, Tensor]:
+def _without_adapter(unfolded: LanguageModel, ground: _Ground) -> Measured:
     assert isinstance(unfolded.model, PeftModel)
     with unfolded.model.disable_adapter():
-        return mean_nll(unfolded, ground.examples), answer_logits(unfolded, ground.probe)
+        return measure(unfolded, ground.examples, ground.probe)
 
 
 def _gain_kept(base: float, trained: float, merged: float) -> float | None:
@@ -208,15 +223,3 @@ def _check(proof: MergeProof, limits: Merge) -> None:
             where=where,
             hint="use merge.onto: dequantized, or lower merge.minimum_gain_kept if you accept it",
         )
-
-
-def _keep(staging: Path, best: MergeProof) -> None:
-    """Move the kept candidate's files up, and drop the other's."""
-    for path in (staging / best.onto).iterdir():
-        path.rename(staging / path.name)
-    for onto in ("full_precision", "dequantized"):
-        folder = staging / onto
-        if folder.exists():
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()

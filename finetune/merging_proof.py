@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation.inference import LanguageModel
 from evaluation.rendering import IGNORE, Example
-from evaluation.token_loss import shift
+from evaluation.token_loss import labelled_nll, shift
 
 PROBE_TOKENS = 512
 """Answer tokens that logits are compared on: 512 × 49,152 logits in fp32 are 100 MB."""
@@ -40,16 +40,37 @@ def build_probe(examples: Sequence[Example]) -> Probe:
     return Probe(tuple(chosen))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one reading of the examples gives."""
+
+    probe_logits: Tensor
+    """As `answer_logits`."""
+    nll: float
+    """Mean negative log-likelihood of the answer tokens of all examples, in nats."""
+
+
 @torch.inference_mode()
 def answer_logits(model: LanguageModel, probe: Probe) -> Tensor:
     """Logits that predict the answer tokens of the probe, shape (N, V) in fp32, in the order of the examples."""
+    return measure(model, probe.examples, probe).probe_logits
+
+
+@torch.inference_mode()
+def measure(model: LanguageModel, examples: Sequence[Example], probe: Probe) -> Measured:
+    """Read examples once, for their loss and for the logits of the probe, which are the first of them."""
     parts: dict[int, Tensor] = {}
-    head_VD = model.head().float()
-    for batch, _, labels_BT, hidden_BTD in model.hidden_states(probe.examples):
-        for row, i in enumerate(batch):
-            hidden_ND, _ = shift(hidden_BTD[row : row + 1], labels_BT[row : row + 1], IGNORE)
-            parts[i] = (hidden_ND.float() @ head_VD.T).cpu()
-    return torch.cat([parts[i] for i in range(len(probe.examples))])
+    nll, tokens = 0.0, 0
+    wide_head_VD = model.head().float()
+    for batch, labels_BT, hidden_BTD in model.hidden_states(examples):
+        hidden_ND, targets_N = shift(hidden_BTD, labels_BT, IGNORE)
+        nll += float(labelled_nll(hidden_ND, model.head(), targets_N).double().sum())
+        tokens += len(targets_N)
+        own = hidden_ND.split((labels_BT[:, 1:] != IGNORE).sum(1).tolist())
+        for i, answer_ND in zip(batch, own, strict=True):
+            if i < len(probe.examples):
+                parts[i] = (answer_ND.float() @ wide_head_VD.T).cpu()
+    return Measured(torch.cat([parts[i] for i in range(len(probe.examples))]), nll / tokens)
 
 
 def mean_nll(model: LanguageModel, examples: Sequence[Example]) -> float:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from evaluation.answers import Generated
 from evaluation.conversation import Conversation
 from evaluation.files import sha256_of_folder, write_model
-from evaluation.inference import Generated, LanguageModel, load_language_model
+from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec, stored_dtype
 from finetune.console import Reporter
 from finetune.door_conversations import door_conversations

@@ -15,8 +15,9 @@ from tiny_training import bare_loop, silent, tiny_examples, tiny_job, tiny_recip
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import finetune.training
+from evaluation.answers import AnswerLoss
 from evaluation.files import sha256_of_folder
-from evaluation.inference import AnswerLoss, LanguageModel, load_language_model
+from evaluation.inference import LanguageModel, load_language_model
 from evaluation.model import ModelSpec, Quantization, load_base
 from evaluation.rendering import IGNORE, Example
 from finetune.adapter import ADAPTER_FILE, adapter_hash, build_adapter
@@ -38,7 +39,7 @@ OF_ONE_LENGTH = [
 ]
 """Eight examples of 20 tokens with 16 down to 9 labels: averaging averages would be noticed."""
 VALIDATION = tiny_examples(8, seed=1)
-ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False)
+ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch_fused", bf16_autocast=False)
 ONE_STEP_OF = {"1x8": 160, "2x4": 80, "4x2": 40, "8x1": 20}
 """Micro-batches per step × about so many examples in each → tokens per micro-batch; a step holds 160 tokens."""
 

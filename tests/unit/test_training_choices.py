@@ -14,7 +14,7 @@ from finetune.capabilities import Choices, Machine, choose, this_machine
 from finetune.machine import compiler_version
 from finetune.training_arguments import SCHEDULES, apply_plan, build_arguments
 
-ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch", bf16_autocast=False, layers="fused")
+ON_CPU = Choices(attention="sdpa", loss="labelled", optimizer="adamw_torch_fused", bf16_autocast=False, layers="fused")
 H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_attention=True)
 
 
@@ -52,7 +52,7 @@ H100 = Machine(cuda=True, cuda_capability=(9, 0), bf16=True, triton=True, flash_
         (
             dataclasses.replace(H100, bitsandbytes=False),
             "bfloat16",
-            Choices("flash_attention_2", "trl_fused", "adamw_torch", True),
+            Choices("flash_attention_2", "trl_fused", "adamw_torch_fused", True),
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_choices_have_names() -> None:
         "attention": "sdpa",
         "layers": "fused, torch",
         "loss": "labelled",
-        "optimizer": "adamw_torch",
+        "optimizer": "adamw_torch_fused",
         "autocast": "off",
     }
     assert ON_CPU.named() == named
@@ -120,7 +120,7 @@ def test_every_value_that_matters_is_passed(tmp_path: Path) -> None:
         "fp16": False,
         "learning_rate": 3e-3,
         "lr_scheduler_type": "linear",
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "weight_decay": 0.02,
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluation.answers import AnswerLoss, Choice, Generated
 from evaluation.conversation import Conversation, Message
-from evaluation.inference import AnswerLoss, Generated
 from evaluation.results import Identity
 from evaluation.runner import Advance
 from evaluation.task import LoadedTask, Sample, Task, TaskKind
@@ -29,13 +29,20 @@ class FakeModel:
         texts = [self.answers[question(prompt)][:max_new_tokens] for prompt in prompts]
         return [Generated(text=text, tokens=len(text), stopped=self.stops) for text in texts]
 
-    def option_log_likelihoods(
-        self, prompts: Sequence[Conversation], options: Sequence[str], advance: Advance
-    ) -> list[list[float]]:
-        self.passes.append("option_log_likelihoods")
-        advance(len(prompts))
+    def choose(
+        self,
+        prompts: Sequence[Conversation],
+        options: Sequence[str],
+        references: Sequence[str],
+        written: Sequence[str],
+        advance: Advance,
+    ) -> list[Choice]:
+        self.passes.append("choose")
+        advance(2 * len(prompts))
         likes = [[-1.0 if one == self.answers[question(p)] else -9.0 for one in options] for p in prompts]
-        return [self.option_scores.get(question(prompt), row) for prompt, row in zip(prompts, likes, strict=True)]
+        rows = [self.option_scores.get(question(prompt), row) for prompt, row in zip(prompts, likes, strict=True)]
+        losses = [AnswerLoss(nll=self.nats_per_token * len(text), tokens=len(text)) for text in references]
+        return [Choice(dict(enumerate(row)), loss) for row, loss in zip(rows, losses, strict=True)]
 
     def answer_losses(
         self, prompts: Sequence[Conversation], answers: Sequence[str], advance: Advance

@@ -16,6 +16,7 @@ from evaluation import inference
 from evaluation.conversation import Conversation, Message
 from evaluation.errors import TaskError
 from evaluation.inference import (
+    PADDING_TOKENS,
     UNSUPPORTED_LOGIT_SCALING,
     LanguageModel,
     answer_example,
@@ -27,6 +28,7 @@ from evaluation.long_texts import split_example
 from evaluation.model import ModelSpec, load_model
 from evaluation.option_tree import build_option_tree, pad_trees
 from evaluation.rendering import IGNORE, Example, Renderer
+from evaluation.shared_prefix import NOTHING_SHARED
 
 OPTIONS = ("yes", "no", "Diseases of the eye", "x", "Diseases of the ear; neoplasms")
 QUESTIONS = [" ".join(sentence.split()[: 2 + i]) for i, sentence in enumerate(SENTENCES * 2)]
@@ -79,6 +81,25 @@ def test_option_in_the_tree_scores_as_it_would_alone(which: str, request: pytest
         assert len({round(value, 3) for value in row}) == len(OPTIONS)
 
 
+@pytest.mark.parametrize("which", ["model", "adapted"])
+@pytest.mark.parametrize("wrote", ["an option", "something else"])
+def test_the_likeliest_option_is_that_of_weighing_all_of_them(
+    which: str, wrote: str, request: pytest.FixtureRequest
+) -> None:
+    model: LanguageModel = request.getfixturevalue(which)
+    references = [OPTIONS[i % len(OPTIONS)] for i in range(len(PROMPTS))]
+    written = [OPTIONS[i % 3] if wrote == "an option" else "maybe" for i in range(len(PROMPTS))]
+    choices = model.choose(PROMPTS, OPTIONS, references, written)
+    losses = model.answer_losses(PROMPTS, references)
+    for row, choice, loss in zip(model.option_log_likelihoods(PROMPTS, OPTIONS), choices, losses, strict=True):
+        assert choice.likeliest == row.index(max(row))
+        assert choice.weighed == pytest.approx({i: row[i] for i in choice.weighed}, rel=1e-5, abs=1e-5)
+        assert choice.reference.nll == pytest.approx(loss.nll, rel=1e-5, abs=1e-5)
+        assert choice.reference.tokens == loss.tokens
+    every = len(OPTIONS) * len(PROMPTS)
+    assert (sum(len(choice.weighed) for choice in choices) < every) == (wrote == "an option")
+
+
 def test_adapter_is_applied(model: LanguageModel, adapted: LanguageModel) -> None:
     plain, tuned = (one.option_log_likelihoods(PROMPTS[:1], OPTIONS)[0] for one in (model, adapted))
     assert max(abs(a - b) for a, b in zip(plain, tuned, strict=True)) > 0.1
@@ -104,10 +125,10 @@ def test_batch_and_order_change_no_figure(
 
 def test_padding_and_sister_options_are_seen_by_none(model: LanguageModel) -> None:
     trees = [build_option_tree((1, 5, 6), ((7, 8, 2), (9, 2))), build_option_tree((1, 5, 6, 4, 4, 4, 4), ((7, 2),))]
-    batch = pad_trees(trees, 2, torch.float32)
+    batch = pad_trees(trees, 0, 2, torch.float32)
     assert batch.input_ids_BT[0].tolist() == [1, 5, 6, 7, 8, 9, 2, 2]  # the last token of an option is left out
     assert batch.position_ids_BT[0, :6].tolist() == [0, 1, 2, 3, 4, 3]
-    visible = batch.attention_B1TT[0, 0] == 0
+    visible = batch.attention_B1TS[0, 0] == 0
     assert [row.nonzero().flatten().tolist() for row in visible] == [
         [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [7],
     ]  # fmt: skip
@@ -119,10 +140,10 @@ def test_padding_and_sister_options_are_seen_by_none(model: LanguageModel) -> No
 
 def test_options_share_their_beginnings_and_are_seen_by_their_own_alone(model: LanguageModel) -> None:
     tree = build_option_tree((1, 5), ((7, 8, 2), (7, 9, 2), (7, 2), (6, 8, 2)))
-    batch = pad_trees([tree], 2, torch.float32)
+    batch = pad_trees([tree], 0, 2, torch.float32)
     assert tree.input_ids == (1, 5, 7, 8, 9, 6, 8)  # 7 is there once, 8 once for each way that leads to it
     assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 3, 2, 3]
-    visible = batch.attention_B1TT[0, 0] == 0
+    visible = batch.attention_B1TS[0, 0] == 0
     assert [row.nonzero().flatten().tolist() for row in visible[2:]] == [
         [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6],
     ]  # fmt: skip
@@ -147,7 +168,7 @@ def test_any_options_of_any_prompts_score_in_a_batch_of_trees_as_alone(
     model: LanguageModel, trees: list[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
 ) -> None:
     with torch.inference_mode():
-        found = model._score_trees([build_option_tree(prompt, answers) for prompt, answers in trees])
+        found = model._score_trees([build_option_tree(prompt, answers) for prompt, answers in trees], NOTHING_SHARED)
     for (prompt, answers), row in zip(trees, found, strict=True):
         alone = [log_likelihood_alone(model, prompt, answer) for answer in answers]
         assert row == pytest.approx(alone, rel=1e-5, abs=1e-5)
@@ -283,13 +304,20 @@ def test_answer_cut_by_the_limit_is_reported_as_such(folder: Path, model: Langua
 # ------------------------------------------------------------------ batches and refusals
 
 
-@given(lengths=st.lists(st.integers(1, 300), max_size=40), most=st.integers(1, 500))
+@given(lengths=st.lists(st.integers(1, 900), max_size=40), most=st.integers(1, 9000))
 def test_batches_hold_everything_once_within_the_limit(lengths: list[int], most: int) -> None:
     batches = list(batches_by_length(lengths, most))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= most
+        assert max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) <= PADDING_TOKENS
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+
+
+def test_a_batch_ends_where_its_padding_would_cost_more_than_another() -> None:
+    long = 2 * PADDING_TOKENS
+    less = long - PADDING_TOKENS // 2 - 1
+    assert list(batches_by_length([less, long, less, less], 10**6)) == [[1, 0], [2, 3]]
 
 
 def test_padding_is_on_the_right_and_unlabelled() -> None:
@@ -317,6 +345,7 @@ def test_nothing_asked_is_nothing_answered(model: LanguageModel) -> None:
     assert model.generate([], 5) == []
     assert model.option_log_likelihoods([], OPTIONS) == []
     assert model.answer_losses([], []) == []
+    assert model.choose([], OPTIONS, [], []) == []
 
 
 @pytest.mark.parametrize("ask_for", ["generate", "option_log_likelihoods", "answer_losses"])
