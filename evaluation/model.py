@@ -31,7 +31,8 @@ from evaluation.files import sha256_of_folder
 from evaluation.model_files import check_model_files
 from evaluation.nf4_quantizing import quantize_quickly
 
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "varlen"]
+"""`varlen` is registered by finetune.varlen_attention, for packed rows on a GPU; the others are transformers' own."""
 
 _UNREADABLE = (SafetensorError, LookupError, ValueError, ArithmeticError, RecursionError, TypeError)
 """What transformers raises on a configuration that makes no model; RuntimeError with the name of this option on weights

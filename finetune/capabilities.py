@@ -31,6 +31,9 @@ class Machine:
     bf16: bool = True
     triton: bool = False
     flash_attention: bool = False
+    """Whether the package flash-attn is installed."""
+    varlen: bool = False
+    """Whether torch has flash attention for documents of several lengths itself."""
     bitsandbytes: bool = True
     compiler: bool = False
 
@@ -82,7 +85,16 @@ def this_machine() -> Machine:
         bf16=torch.cuda.is_bf16_supported(),
         triton=find_spec("triton") is not None,
         flash_attention=find_spec("flash_attn") is not None,
+        varlen=_has_varlen(),
     )
+
+
+def _has_varlen() -> bool:
+    """Look for torch's own kernels, which NVIDIA's builds for Linux have from torch 2.10 on."""
+    import torch
+
+    built = torch.version.cuda is not None and torch.backends.cuda.is_flash_attention_available()
+    return built and find_spec("torch.nn.attention.varlen") is not None
 
 
 def choose(machine: Machine, recipe: Recipe) -> Choices:
@@ -100,10 +112,18 @@ def choose(machine: Machine, recipe: Recipe) -> Choices:
         return Choices(
             "sdpa", "labelled", "adamw_torch_fused", bf16_autocast=False, layers=layers, elementwise=elementwise
         )
-    flash = machine.flash_attention and machine.cuda_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
     return Choices(
-        attention="flash_attention_2" if flash else "sdpa",
+        attention=_choose_attention(machine, recipe),
         loss="trl_fused" if machine.triton else "labelled",
         optimizer="paged_adamw_8bit" if machine.bitsandbytes else "adamw_torch_fused",
         bf16_autocast=machine.bf16 and dtype == "bfloat16",
     )
+
+
+def _choose_attention(machine: Machine, recipe: Recipe) -> Attention:
+    """Choose flash attention where it can be had: the package's; for packed rows, whose mask SDPA makes, torch's."""
+    if machine.cuda_capability < FLASH_ATTENTION_CAPABILITY or recipe.base.dtype == "float32":
+        return "sdpa"
+    if machine.flash_attention:
+        return "flash_attention_2"
+    return "varlen" if machine.varlen and recipe.training.batches == "packed" else "sdpa"

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from evaluation.rendering import IGNORE, Example
 from finetune.errors import MachineError
 
-ISOLATING = frozenset({"sdpa", "eager", "flash_attention_2"})
+ISOLATING = frozenset({"sdpa", "eager", "flash_attention_2", "varlen"})
 """Attention implementations that keep packed examples apart: the laws on packing have measured sdpa and eager on a CPU.
 
-flash_attention_2 takes the places where positions begin anew as well; it needs a GPU, and has been tried by
-`check_isolation` alone, which looks at every model before it is trained.
+flash_attention_2 and varlen take the places where positions begin anew as well. Their kernels need a GPU, and are tried
+by `check_isolation`, which looks at every model before it is trained.
 """
 PROBE_TOKENS = (13, 17)
 """Lengths of the two probe examples."""

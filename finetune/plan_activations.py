@@ -53,7 +53,7 @@ class Held:
     row_tokens: int
     """Tokens of a row, with padding."""
     masked: bool
-    """Whether attention is given a mask: rows with padding, or several examples in a row."""
+    """Whether attention is given a mask of all pairs: rows with padding, or several examples in a row, by SDPA."""
 
     filled: int
     """Tokens without padding."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.capabilities import Choices, Machine, choose
 from finetune.errors import DataError
@@ -74,7 +74,7 @@ def setup_of(recipe: Recipe, asked: Asked, held: Held) -> Setup:
     )
     return Setup(
         layers=layers,
-        held=held,
+        held=replace(held, masked=held.masked and choices.attention == "sdpa"),  # flash kernels take none
         device=asked.device.kind,
         nf4="no" if quantization is None else "double" if quantization.double_quant else "single",
         checkpointing=recipe.training.gradient_checkpointing,
@@ -92,8 +92,9 @@ def _activation_path(choices: Choices, quantization: Quantization | None) -> Act
 
 
 def planned_choices(device: Device, recipe: Recipe) -> Choices:
-    """Choose as training does there: a GPU has Triton, which comes with torch on Linux, and SDPA."""
-    return choose(Machine(cuda=device.kind == "cuda", cuda_capability=(8, 0), triton=device.kind == "cuda"), recipe)
+    """Choose as training does there: a GPU has what comes with torch on Linux, Triton and flash attention."""
+    cuda = device.kind == "cuda"
+    return choose(Machine(cuda=cuda, cuda_capability=(8, 0), triton=cuda, varlen=cuda), recipe)
 
 
 def find_changes(recipe: Recipe, asked: Asked) -> list[Change]:

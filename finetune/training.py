@@ -60,6 +60,7 @@ from finetune.training_guards import GradientGuard, WeightGuard
 from finetune.training_job import TrainingJob
 from finetune.training_records import MemorySetting, StepMetrics, TrainingSummary
 from finetune.training_trainer import Batching, RecipeTrainer
+from finetune.varlen_attention import VarlenAttention, torch_kernel
 
 DEFAULT_VALIDATIONS = 4
 """How often the validation loss is measured where the recipe does not say."""
@@ -104,7 +105,8 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
 
     reporter.say("  loading the base")
     renderer = Renderer(load_tokenizer(job.base_folder))
-    model = build_adapter(load_base(_base_spec(job, choices)), recipe.adapter, recipe.seed)
+    base, choices = _load_base(job, choices, reporter)
+    model = build_adapter(base, recipe.adapter, recipe.seed)
     choices = _without_what_is_not_to_be_had(choices, model, reporter)
 
     examples = load_examples(job.run.data / "train.arrow")
@@ -136,6 +138,20 @@ def train(job: TrainingJob, reporter: Reporter, stop: Stop | None = None) -> Non
         if summary.plateau and writes:
             reporter.say(f"  {told_plateau(summary.plateau)}")
         write_model(training_folder / "summary.json", summary.model_copy(update={"adapter_sha256": sha256}))
+
+
+def _load_base(job: TrainingJob, choices: Choices, reporter: Reporter) -> tuple[PreTrainedModel, Choices]:
+    """Load the base with the attention that was chosen, or with SDPA where torch's kernel does not do, and say why."""
+    if choices.attention != "varlen":
+        return load_base(_base_spec(job, choices)), choices
+    attention = VarlenAttention(torch_kernel())
+    attention.register()
+    base = load_base(_base_spec(job, choices))
+    if why := attention.why_masked(base):
+        reporter.say(f"  its packed rows are given a mask of all pairs, which takes longer: {why}")
+        base.set_attn_implementation("sdpa")
+        choices = replace(choices, attention="sdpa")
+    return base, choices
 
 
 def _without_what_is_not_to_be_had(choices: Choices, model: PeftModel, reporter: Reporter) -> Choices:

@@ -21,6 +21,7 @@ from finetune.errors import DataError, RecipeError
 from finetune.model_shape import PROJECTIONS
 from finetune.plan_activations import Held, Layers
 from finetune.plan_devices import DEVICES, choose_device, parse_memory
+from finetune.plan_fit import Asked, fit, setup_of
 from finetune.plan_memory import Setup, predict
 from finetune.plan_probe import rate_of
 from finetune.plan_work import Lengths, plan_work
@@ -132,6 +133,21 @@ def test_a_mask_counts_where_any_micro_batch_has_one() -> None:
     assert held.masked
     equal = Lengths((2048,) * 16, 16, "")
     assert not plan_work(tiny_recipe(Path("base"), training=training), equal, 1).held.masked
+
+
+@pytest.mark.parametrize(
+    ("batches", "dtype", "device", "masked"),
+    [
+        ("packed", "bfloat16", "h100", False),
+        ("packed", "float32", "h100", True),
+        ("packed", "float32", "cpu", True),
+        ("padded", "bfloat16", "h100", True),
+    ],
+)
+def test_a_mask_counts_where_attention_is_given_one(batches: str, dtype: str, device: str, masked: bool) -> None:
+    recipe = tiny_recipe(Path("base"), base={"dtype": dtype}, training={"batches": batches})
+    asked = Asked(LLAMA_7B, 0, Lengths((7, 9, 8), 3, ""), choose_device(device, None), 1)
+    assert setup_of(recipe, asked, fit(recipe, asked).work.held).held.masked == masked
 
 
 def test_what_saves_memory_takes_less() -> None:

@@ -61,6 +61,30 @@ def test_choices_follow_from_the_machine(machine: Machine, dtype: str, expected:
 
 
 @pytest.mark.parametrize(
+    ("changed", "dtype", "batches", "expected"),
+    [
+        ({}, "bfloat16", "packed", "varlen"),
+        ({}, "float16", "packed", "varlen"),
+        ({"cuda_capability": (8, 0)}, "bfloat16", "packed", "varlen"),
+        ({}, "bfloat16", "padded", "sdpa"),
+        ({}, "float32", "packed", "sdpa"),
+        ({"cuda_capability": (7, 5)}, "float16", "packed", "sdpa"),
+        ({"varlen": False}, "bfloat16", "packed", "sdpa"),
+        ({"flash_attention": True}, "bfloat16", "packed", "flash_attention_2"),
+        ({"flash_attention": True}, "bfloat16", "padded", "flash_attention_2"),
+        ({"cuda": False}, "bfloat16", "packed", "sdpa"),
+    ],
+)
+def test_packed_rows_have_the_kernel_of_torch_where_the_package_is_missing(
+    changed: dict[str, object], dtype: str, batches: str, expected: str
+) -> None:
+    machine = dataclasses.replace(H100, **{"flash_attention": False, "varlen": True, **changed})
+    recipe = tiny_recipe(Path("base"), base={"dtype": dtype}, training={"batches": batches})
+    found = choose(machine, recipe)
+    assert found.attention == found.named()["attention"] == expected
+
+
+@pytest.mark.parametrize(
     "sections",
     [{"adapter": {"dropout": 0.1}}, {"adapter": {"variant": "dora"}}, {"training": {"kernels": "plain"}}],
     ids=["dropout", "DoRA", "a recipe that says so"],
@@ -83,18 +107,22 @@ def test_choices_have_names() -> None:
     assert (on_h100["autocast"], on_h100["layers"]) == ("bfloat16", "plain")
 
 
-def test_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("built", [False, True])
+def test_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert this_machine() == Machine(cuda=False, compiler=compiler_version() is not None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
     assert this_machine() == Machine(
         cuda=True,
         cuda_capability=(8, 6),
         bf16=True,
         triton=find_spec("triton") is not None,
         flash_attention=find_spec("flash_attn") is not None,
+        varlen=built,
     )
 
 
