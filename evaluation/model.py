@@ -176,6 +176,48 @@ def frozen_weight(layer: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     return layer.weight
 
 
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in NF4 as bitsandbytes stores it, row by row (https://arxiv.org/abs/2305.14314)."""
+
+    pairs: torch.Tensor
+    """Two weights a byte, the first in its upper half: each the number of a level."""
+    levels: torch.Tensor
+    block: int
+    """Weights that share a scale, with which their levels are multiplied."""
+    scales: torch.Tensor
+    """In fp32: of the blocks, or, where these are quantized themselves, of their blocks."""
+    scale_bytes: torch.Tensor | None
+    """Of each block: the number of a level in `scale_levels`. That times a scale, plus the offset, is its scale."""
+    scale_levels: torch.Tensor | None
+    blocks: int
+    offset: float
+
+
+def packed_weight(layer: torch.nn.Linear) -> PackedWeight | None:
+    """Return the weight of a layer in NF4 on the CPU, as it lies there; none for any other layer."""
+    if not isinstance(layer, Linear4bit) or layer.weight.device.type != "cpu":
+        return None
+    state = cast(Any, layer.weight).quant_state
+    if state.quant_type != "nf4" or layer.weight.dtype != torch.uint8:
+        return None
+    assert not getattr(state, "packing_format_for_cpu", False), "repacked by bitsandbytes"
+    packed = layer.weight.data
+    if not state.nested:
+        return PackedWeight(packed, state.code, state.blocksize, state.absmax, None, None, 1, 0.0)
+    of_scales = state.state2
+    return PackedWeight(
+        packed,
+        state.code,
+        state.blocksize,
+        of_scales.absmax,
+        state.absmax,
+        of_scales.code,
+        of_scales.blocksize,
+        float(state.offset),
+    )
+
+
 def is_dense(layer: torch.nn.Linear) -> bool:
     """Say whether the weight of a layer is stored as what it is computed with."""
     return type(layer) is torch.nn.Linear

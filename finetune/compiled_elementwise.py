@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evaluation.model import frozen_weight, packed_weight
 from finetune.elementwise import Block, Group, Heads, Norm, Rotation
 
 _P, _N, _F, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -25,8 +26,11 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "gather": (_P, _P, _P, _P, _P, _P, _N, _N, _N, _N, _N, _N, _THREADS),
     "softmax": (_P, _P, _N, _N, _N, _N, _N, _THREADS),
     "softmax_backward": (_P, _P, _P, _N, _N, _N, _N, _N, _THREADS),
+    "unpack": (_P, _P, _P, _P, _P, _P, _N, _N, _N, _N, _N, _F, _THREADS),
 }
 """Function of elementwise.cpp → what it takes."""
+AT_ONCE = 16
+"""Weights that are unpacked in one step."""
 
 
 class CompiledElementwise:
@@ -97,6 +101,17 @@ class CompiledElementwise:
         """Return what `Elementwise` says."""
         self._call("softmax_backward", (scores_RQK, slope_RQK, normalizer_RQ), _rows(normalizer_RQ, block))
         return slope_RQK, scores_RQK
+
+    def unpack(self, layer: nn.Linear, out_OI: Tensor) -> None:
+        """Do what `Elementwise` says."""
+        packed = packed_weight(layer)
+        outputs, inputs = out_OI.shape
+        if packed is None or inputs % packed.block or packed.block % AT_ONCE:
+            out_OI.copy_(frozen_weight(layer, out_OI.dtype))
+            return
+        tensors = (out_OI, packed.pairs, packed.levels, packed.scales, packed.scale_bytes, packed.scale_levels)
+        sizes = (outputs, inputs, out_OI.stride(0), packed.block, packed.blocks, packed.offset)
+        self._call("unpack", tensors, sizes)
 
     def _lay_out(
         self, name: str, x: Tensor, out: Tensor, how: tuple[Group, Heads, Rotation | None], apart: int

@@ -219,6 +219,57 @@ void softmax_backward(E *scores, E *slopes, const float *normalizer, int64_t row
     });
 }
 
+// Sixteen numbers at a time, in whatever registers there are.
+typedef float sixteen __attribute__((vector_size(64)));
+typedef uint32_t sixteen_bits __attribute__((vector_size(64)));
+typedef uint16_t sixteen_halves __attribute__((vector_size(32)));
+
+inline void put(float *to, sixteen x) { memcpy(to, &x, sizeof x); }
+
+inline void put(bf16 *to, sixteen x) {  // of numbers that bf16 holds
+    sixteen_halves halves = __builtin_convertvector((sixteen_bits)x >> 16, sixteen_halves);
+    memcpy(static_cast<void *>(to), &halves, sizeof halves);
+}
+
+inline void round_to(float *, sixteen &) {}
+
+inline void round_to(bf16 *, sixteen &x) {  // as `write` does
+    sixteen_bits bits = (sixteen_bits)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+    x = (sixteen)((bits & 0x7fffffff) > 0x7f800000 ? (bits & 0) + 0x7fc00000 : rounded);
+}
+
+// Weights in four bits each, the first of a byte in its upper half, to rows that are `wide` apart: a level times the scale
+// of its block. Scales are in `scales`, or levels themselves (`scale_bytes`), each times the scale of a block of blocks.
+template <class E>
+void unpack(const uint8_t *packed, const float *levels, const float *scales, const uint8_t *scale_bytes,
+            const float *scale_levels, E *out, int64_t O, int64_t I, int64_t wide, int64_t block, int64_t blocks,
+            float offset, int threads) {
+    sixteen_bits shifts = {4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24};
+    sixteen unscaled;
+    memcpy(&unscaled, levels, sizeof unscaled);
+    each_row(O, threads, [=](int64_t o) {
+        const uint8_t *from = packed + o * I / 2;
+        E *to = out + o * wide;
+        for (int64_t first = 0; first < I; first += block) {
+            int64_t n = (o * I + first) / block;
+            float scale = scales[scale_bytes ? n / blocks : n];
+            if (scale_bytes) {
+                volatile float rounded = scale_levels[scale_bytes[n]] * scale;  // before the sum, as two calls do
+                scale = rounded + offset;
+            }
+            sixteen scaled = unscaled * scale;
+            round_to(to, scaled);
+            for (int64_t i = first; i < first + block; i += 16) {
+                uint32_t words[2];
+                memcpy(words, from + i / 2, 8);
+                sixteen_bits both = {words[0], words[0], words[0], words[0], words[0], words[0], words[0], words[0],
+                                     words[1], words[1], words[1], words[1], words[1], words[1], words[1], words[1]};
+                put(to + i, __builtin_shuffle(scaled, (both >> shifts) & 15));
+            }
+        }
+    });
+}
+
 }  // namespace
 
 #define EXPORT(E, name)                                                                                                \
@@ -250,6 +301,11 @@ void softmax_backward(E *scores, E *slopes, const float *normalizer, int64_t row
     void softmax_backward_##name(E *x, E *dp, const float *s, int64_t rows, int64_t block, int64_t G, int64_t first,   \
                                  int64_t keys, int n) {                                                                \
         softmax_backward(x, dp, s, rows, block, G, first, keys, n);                                                    \
+    }                                                                                                                  \
+    void unpack_##name(E *out, const uint8_t *packed, const float *levels, const float *scales, const uint8_t *bytes,  \
+                       const float *scale_levels, int64_t O, int64_t I, int64_t wide, int64_t block, int64_t blocks,   \
+                       float offset, int n) {                                                                          \
+        unpack(packed, levels, scales, bytes, scale_levels, out, O, I, wide, block, blocks, offset, n);                \
     }                                                                                                                  \
     }
 

@@ -1,8 +1,8 @@
-"""What of a decoder layer is no matrix product: norms, SwiGLU, rotation, the softmax of attention.
+"""What of a decoder layer is no matrix product: norms, SwiGLU, rotation, the softmax of attention, packed weights.
 
 Stated once, as what both implementations compute, and computed here with torch. `compiled_elementwise.py` computes the
 same in one pass over memory each. Shapes: T tokens, D numbers a token, F inner ones, B documents of a group, L their
-longest, E numbers a head.
+longest, E numbers a head; O outputs and I inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from evaluation.model import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class Elementwise(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return the gradient of the scores and the probabilities; scores and `slope_RQK`, theirs, are used up."""
 
+    def unpack(self, layer: nn.Linear, out_OI: Tensor) -> None:
+        """Write the weight of a frozen layer, which may be stored in four bits, into rows of a wider tensor."""
+
 
 class TorchElementwise:
     """Computes them by calls of torch."""
@@ -180,6 +185,10 @@ class TorchElementwise:
         _hide_future(scores_RQK, block)
         p_RQK = _probabilities(scores_RQK, normalizer_RQ)
         return torch.ops.aten._softmax_backward_data(slope_RQK, p_RQK, -1, p_RQK.dtype), p_RQK
+
+    def unpack(self, layer: nn.Linear, out_OI: Tensor) -> None:
+        """Do what `Elementwise` says."""
+        out_OI.copy_(frozen_weight(layer, out_OI.dtype))
 
 
 def _weighed(unit_TD: Tensor, norm: Norm) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from evaluation.model import frozen_weight, is_dense
+from evaluation.model import is_dense
+from finetune.elementwise import Elementwise
 from finetune.matrix_product import product
 
 BEYOND = 64
@@ -44,6 +45,7 @@ class Stack:
     """Layers that have the same input."""
 
     linears: tuple[Linear, ...]
+    elementwise: Elementwise
     kept_OW: Tensor | None
     """W, with room for s B beside it, where W is dense; the frozen layers' own weights are views of it."""
 
@@ -94,9 +96,9 @@ def build_linear(module: nn.Module, adapter: str) -> Linear:
     return Linear(frozen, parts.lora_A[adapter].weight, parts.lora_B[adapter].weight, parts.scaling[adapter])
 
 
-def build_stack(linears: Sequence[Linear]) -> Stack:
+def build_stack(linears: Sequence[Linear], elementwise: Elementwise) -> Stack:
     """Put layers together; dense weights move to where s B has room beside them."""
-    stack = Stack(tuple(linears), None)
+    stack = Stack(tuple(linears), elementwise, None)
     if not all(is_dense(linear.layer) for linear in linears):
         return stack
     numbers = stack.outputs * stack.width
@@ -104,7 +106,7 @@ def build_stack(linears: Sequence[Linear]) -> Stack:
     for linear, rows, _ in stack.places():
         kept_OW[rows, : stack.inputs] = linear.layer.weight.data
         linear.layer.weight.data = kept_OW[rows, : stack.inputs]
-    return Stack(stack.linears, kept_OW)
+    return Stack(stack.linears, elementwise, kept_OW)
 
 
 def build_factors(stack: Stack, dtype: torch.dtype) -> Factors:
@@ -162,7 +164,7 @@ def _weight(stack: Stack, factors: Factors) -> Tensor:
     made_OW = factors.a_SW.new_empty(stack.outputs, stack.width)
     made_OW[:, stack.inputs :] = 0
     for linear, rows, _ in stack.places():
-        made_OW[rows, : stack.inputs] = frozen_weight(linear.layer, made_OW.dtype)
+        stack.elementwise.unpack(linear.layer, made_OW[rows, : stack.inputs])
     _write_adapters(stack, made_OW)
     return made_OW
 

@@ -129,7 +129,7 @@ def build_layer(module: Any, elementwise: Elementwise) -> Layer:
     heads = Heads(config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads)
 
     def stack(*modules: nn.Module) -> Stack:
-        return build_stack([build_linear(module, ADAPTER) for module in modules])
+        return build_stack([build_linear(module, ADAPTER) for module in modules], elementwise)
 
     return Layer(
         build_norm(module.input_layernorm),

@@ -162,8 +162,7 @@ class RecipeTrainer(SFTTrainer):
         labelled = torch.tensor(max(1, int((batch["labels"] != IGNORE).sum())), device=self.args.device)
         # AdamW keeps two numbers for each that is trained, from the first update on.
         number = torch.uint8 if self._choices.optimizer == "paged_adamw_8bit" else torch.float32
-        trained = trainable_parameters(self._adapted).values()
-        kept = [torch.empty_like(p, dtype=number) for p in trained for _ in range(2)]
+        kept = [torch.empty_like(p, dtype=number) for p in self._trained.values() for _ in range(2)]
         self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
         del kept
         self._metrics["train"].clear()  # what TRL counts beside its own loss
@@ -182,6 +181,10 @@ class RecipeTrainer(SFTTrainer):
             checkpoint=self._checkpoint,
         )
 
+    @functools.cached_property
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return trainable_parameters(self._adapted)
+
     def _checkpoint(self) -> None:
         if self._fused is not None:
             self._fused.recompute = True
@@ -197,7 +200,7 @@ class RecipeTrainer(SFTTrainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Check the gradients before clipping spreads what is not finite to all of them."""
-        check_gradients(trainable_parameters(self._adapted), self.state.global_step + 1)
+        check_gradients(self._trained, self.state.global_step + 1)
         return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
 
 

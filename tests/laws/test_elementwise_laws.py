@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor
 
 from finetune import elementwise_library
@@ -66,11 +68,29 @@ def attended(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
     return [p, normalizer, *parts.softmax_backward(slope, scores.clone(), normalizer, LAST)]
 
 
+def packed_layer(shape: tuple[int, int], dtype: torch.dtype, nested: bool, kind: str = "nf4") -> Linear4bit:
+    """A layer in four bits, with a weight of which each block has another size, one block of zeros among them."""
+    weight = drawn(*shape, seed=6) * torch.rand(shape[0], 1, generator=torch.Generator().manual_seed(7))
+    weight[0] = 0
+    layer = Linear4bit(shape[1], shape[0], bias=False, compute_dtype=dtype, quant_type=kind)
+    layer.weight = Params4bit(weight.to(dtype), requires_grad=False, quant_type=kind, compress_statistics=nested)
+    layer.weight = layer.weight.to("cpu")
+    return layer
+
+
+def unpacked(parts: Elementwise, dtype: torch.dtype) -> list[Tensor]:
+    wide = drawn(96, 320, dtype=dtype)
+    for nested in (True, False):
+        parts.unpack(packed_layer((96, 128), dtype, nested), wide[:, 16 + 160 * nested :][:, :128])
+    return [wide]
+
+
 COMPUTED: dict[str, Callable[[Elementwise, torch.dtype], list[Tensor]]] = {
     "norm": normed,
     "SwiGLU": gated,
     "heads": laid_out,
     "softmax": attended,
+    "weights": unpacked,
 }
 
 
@@ -85,6 +105,33 @@ def test_ours_are_torchs(name: str, dtype: torch.dtype, most: float) -> None:
         assert one.shape == other.shape
         assert one.dtype == other.dtype
         assert (one - other).float().norm() <= most * other.float().norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("nested", [False, True], ids=["scales", "scales in bytes"])
+@pytest.mark.parametrize("shape", [(1, 64), (37, 192), (130, 576), (64, 1536), (9, 96), (64, 65)], ids=str)
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_are_unpacked_to_the_bits_that_bitsandbytes_gives(
+    dtype: torch.dtype, nested: bool, shape: tuple[int, int], kind: str
+) -> None:
+    """Also of rows that begin within a block, and in FP4, which are left to it."""
+    layer = packed_layer(shape, dtype, nested, kind)
+    wide = drawn(shape[0], shape[1] + 7, dtype=dtype)
+    expected = wide.clone()
+    expected[:, : shape[1]] = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    load_elementwise(compiled=True).unpack(layer, wide[:, : shape[1]])
+    assert torch.equal(wide, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_scale_that_is_not_finite_shows_in_its_block_alone(dtype: torch.dtype) -> None:
+    layer = packed_layer((4, 128), dtype, nested=False)
+    layer.weight.quant_state.absmax[3] = float("nan")
+    out = torch.zeros(4, 128, dtype=dtype)
+    load_elementwise(compiled=True).unpack(layer, out)
+    assert out.isnan().nonzero().tolist() == [[1, column] for column in range(64, 128)]
 
 
 @needs_compiler
