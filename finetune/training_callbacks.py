@@ -22,7 +22,7 @@ from finetune.errors import TrainingStopped
 from finetune.loss_watch import diverges_now, told_divergence
 from finetune.training_records import StepMetrics
 
-MEMORY_EVERY = 8
+MEMORY_EVERY = 3
 """Steps from one return of freed memory to the next; asking for it again takes a tenth of a step."""
 
 
