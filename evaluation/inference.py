@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evaluation.answers import AnswerLoss, Choice, Generated
+from evaluation.batching import batches_by_length, pad_behind, pad_examples
 from evaluation.choosing import Advance, Question, choose_options
 from evaluation.conversation import Conversation
 from evaluation.errors import TaskError
@@ -33,10 +34,6 @@ BATCH_TOKENS = 4096
 
 GENERATION_TOKENS = 16384
 """The same while answers are written: each step reads all weights, so that more rows at once cost little."""
-
-PADDING_TOKENS = 512
-"""Most padding of a batch: on a CPU, about what another batch costs while answers are written, which reads the weights
-again for every token."""
 
 WINDOW_TOKENS = 2048
 """A plain text that is longer is scored in pieces of so many, or of what the model holds, as it is trained on."""
@@ -79,7 +76,7 @@ class LanguageModel:
         answers: dict[int, tuple[int, ...]] = {}
         for batch in batches_by_length([len(prompt) + max_new_tokens for prompt in prompts], GENERATION_TOKENS):
             width = max(len(prompts[i]) for i in batch)
-            ids, mask = _pad_behind([prompts[i] for i in batch], prefix.length, stops[0])
+            ids, mask = pad_behind([prompts[i] for i in batch], prefix.length, stops[0])
             output_BT = cast(Any, self.causal_lm).generate(
                 input_ids=self._tensor(ids),
                 attention_mask=self._tensor(mask),
@@ -243,15 +240,6 @@ def _first_label(example: Example) -> int:
     return next((i for i, label in enumerate(example.labels) if label != IGNORE), len(example.labels))
 
 
-def _pad_behind(prompts: Sequence[Sequence[int]], prefix: int, padding: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Pad prompts between the beginning that they share and their own tokens; return ids and mask."""
-    width = max(len(prompt) for prompt in prompts)
-    missing = [width - len(prompt) for prompt in prompts]
-    ids = [[*own[:prefix], *[padding] * gap, *own[prefix:]] for own, gap in zip(prompts, missing, strict=True)]
-    mask = [[1] * prefix + [0] * gap + [1] * (width - prefix - gap) for gap in missing]
-    return ids, mask
-
-
 def _make_contiguous(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Lay the head's input out in one piece.
 
@@ -271,33 +259,3 @@ def load_language_model(spec: ModelSpec) -> LanguageModel:
 def answer_example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
     """Put a prompt and an answer together, with labels on the answer."""
     return Example((*prompt, *answer), (*[IGNORE] * len(prompt), *answer))
-
-
-def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Yield indices in batches of near-equal length whose padded size is at most `most_tokens`, longest first.
-
-    At most `PADDING_TOKENS` of a batch are padding. An index longer than the limit is a batch of its own.
-    """
-    batch: list[int] = []
-    padding = 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        missing = lengths[batch[0]] - lengths[i] if batch else 0
-        if batch and (lengths[batch[0]] * (len(batch) + 1) > most_tokens or padding + missing > PADDING_TOKENS):
-            yield batch
-            batch, padding, missing = [], 0, 0
-        batch.append(i)
-        padding += missing
-    if batch:
-        yield batch
-
-
-def pad_examples(examples: Sequence[Example], padding: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad to the longest on the right: input ids, labels and attention mask, each of shape (B, T)."""
-    width = max(len(example.input_ids) for example in examples)
-    ids, labels, mask = [], [], []
-    for example in examples:
-        missing = width - len(example.input_ids)
-        ids.append([*example.input_ids, *[padding] * missing])
-        labels.append([*example.labels, *[IGNORE] * missing])
-        mask.append([1] * len(example.input_ids) + [0] * missing)
-    return torch.tensor(ids), torch.tensor(labels), torch.tensor(mask)

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from evaluation.inference import pad_examples
+from evaluation.batching import pad_examples
 from evaluation.model import forget_embeddings
 from evaluation.rendering import IGNORE, Example
 from finetune.batch_cutting import Batch

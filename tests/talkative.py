@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_model import build_model, build_tokenizer
 from transformers import LlamaForCausalLM
 
+from evaluation.batching import pad_examples
 from evaluation.conversation import Conversation, Message
 from evaluation.files import write_model
-from evaluation.inference import pad_examples
 from evaluation.rendering import Renderer
 from finetune.bases import hash_model_folder
 from finetune.run_lock import Lock

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import finetune.fused_model
 import finetune.training
-from evaluation.inference import pad_examples
+from evaluation.batching import pad_examples
 from evaluation.rendering import Example
 from finetune.adapter import ADAPTER_FILE, adapter_hash, build_adapter
 from finetune.batch_cutting import Batch, cut, size_of

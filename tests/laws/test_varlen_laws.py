@@ -30,7 +30,7 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
-from evaluation.inference import pad_examples
+from evaluation.batching import pad_examples
 from evaluation.model import ModelSpec, load_base
 from evaluation.rendering import Example
 from finetune import training

@@ -11,7 +11,7 @@ from tiny_model import write_tiny_base
 from tiny_training import tiny_examples, tiny_recipe, trained
 from torch import Tensor
 
-from evaluation.inference import pad_examples
+from evaluation.batching import pad_examples
 from evaluation.rendering import IGNORE, Example
 from finetune.batch_check import CHECKED_BATCHES, check_batches
 from finetune.errors import TrainingStopped

@@ -13,16 +13,14 @@ from tiny_model import SENTENCES, write_tiny_base
 from transformers import AutoModelForCausalLM
 
 from evaluation import inference
+from evaluation.batching import PADDING_TOKENS, batches_by_length, pad_examples
 from evaluation.conversation import Conversation, Message
 from evaluation.errors import TaskError
 from evaluation.inference import (
-    PADDING_TOKENS,
     UNSUPPORTED_LOGIT_SCALING,
     LanguageModel,
     answer_example,
-    batches_by_length,
     load_language_model,
-    pad_examples,
 )
 from evaluation.long_texts import split_example
 from evaluation.model import ModelSpec, load_model
