@@ -83,7 +83,7 @@ def write_recipe(folder: Path, asked: Configuration) -> Path:
         "version": 1,
         "name": "plan-memory",
         "base": {"model": str(folder / "base"), "dtype": asked.dtype},
-        **({"quantization": {"kind": "nf4"}} if method == "nf4" else {}),
+        **({"quantization": {"kind": "nf4"}, "merge": {"onto": "dequantized"}} if method == "nf4" else {}),
         "adapter": {"kind": "lora", "rank": 16},
         "data": {
             "train": [{"source": str(folder / "rows.csv"), "rows": "text"}],
