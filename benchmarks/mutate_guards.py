@@ -1,6 +1,6 @@
 """Breaks the guards one place at a time, and says which breaks no test notices.
 
-    python benchmarks/mutate_guards.py [MODULE …] [--workers 2] [--sample N] [--write]
+    python -m benchmarks.mutate_guards [MODULE …] [--workers 2] [--sample N] [--write]
 
 Each mutant (benchmarks/mutants.py) is written into a copy of the tree, and the module's tests are run on it until one
 fails: first those that reach its line, the quickest first, as they were seen to when nothing was broken. What is ended

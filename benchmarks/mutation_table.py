@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from benchmarks.mutants import ROOT
 
 GUARANTEES = ROOT / "docs" / "guarantees.md"
-BEGIN = "<!-- mutants: written by `python benchmarks/mutate_guards.py --write` -->"
+BEGIN = "<!-- mutants: written by `python -m benchmarks.mutate_guards --write` -->"
 END = "<!-- end of mutants -->"
 HEAD = "| guard | breaks | tried | noticed | ran out of time | survived | measured |"
 RULE = "| --- | ---: | ---: | ---: | ---: | ---: | --- |"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -102,9 +103,11 @@ def map_chunks(
                 future.cancel()
 
 
-def _end_of(processes: Iterable[BaseProcess]) -> str:
-    for process in processes:
-        process.join(ENDED_SECONDS)
+def _end_of(processes: Collection[BaseProcess]) -> str:
+    # The pool waits for them in another thread; until that one has noted an end, this one is told of none.
+    latest = time.monotonic() + ENDED_SECONDS
+    while any(process.exitcode is None for process in processes) and time.monotonic() < latest:
+        time.sleep(0.01)
     status = own_end(process.exitcode for process in processes)
     return "ended" if status is None else how_ended(status)
 
