@@ -32,7 +32,7 @@ class Choice:
 
     weighed: Mapping[int, float]
     """Log-likelihoods in nats, with the end token, of the options that may be the likeliest, by their index, and of
-    the reference; all others are less likely than the reference."""
+    the reference; all others are less likely than the likeliest of these."""
     reference: AnswerLoss
 
     @property
