@@ -108,7 +108,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
 def name_of(optimizer: torch.optim.Optimizer) -> str:
     """Name an optimizer as transformers does."""
     if not isinstance(optimizer, Optimizer8bit):
-        return f"{type(optimizer).__name__.lower()}_torch"
+        fused = "_fused" if optimizer.defaults["fused"] else ""
+        return f"{type(optimizer).__name__.lower()}_torch{fused}"
     bits = cast(Any, optimizer).args.optim_bits
     return f"{'paged_' if optimizer.is_paged else ''}{type(optimizer).__name__.lower()}_{bits}bit"
 
