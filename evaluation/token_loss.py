@@ -15,9 +15,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CHUNK_ROWS = 128
 """Positions multiplied with the head at once: 128 rows of 49,152 logits in fp32 are 25 MB."""
+CHUNK_WORDS = 8192
+"""Rows of the head that attention takes at once: it copies them twice to lay them out for its products."""
+ROWS_MULTIPLE = 32
+"""Zeros fill positions up to a multiple: products are compiled for their shape, and what is compiled is kept for good."""
 
 
 def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -104,9 +109,17 @@ def _attended(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> tuple[Te
 
 
 def _mean_row_and_normalizer(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of the head's rows by probability, (N, D), and the log-sum-exp of the logits in fp32, (N,)."""
-    head_11VD = head_VD[None, None]
-    mean_11ND, normalizer_11N = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        hidden_ND[None, None], head_11VD, head_11VD, 0.0, False, scale=1.0
-    )
-    return mean_11ND[0, 0], normalizer_11N.flatten()
+    """Return the mean of the head's rows by probability, (N, D), and the log-sum-exp of the logits, (N,), in fp32."""
+    short = -len(hidden_ND) % ROWS_MULTIPLE
+    hidden_11MD = functional.pad(hidden_ND, (0, 0, 0, short))[None, None]
+    mean_MD = hidden_ND.new_zeros(hidden_11MD.shape[2:], dtype=torch.float32)
+    normalizer_M = mean_MD.new_full((len(mean_MD),), float("-inf"))
+    for part_11PD in head_VD[None, None].split(CHUNK_WORDS, 2):
+        own_11MD, own_11M = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            hidden_11MD, part_11PD, part_11PD, 0.0, False, scale=1.0
+        )
+        before_M, own_M = normalizer_M, own_11M.flatten()
+        normalizer_M = torch.logaddexp(before_M, own_M)
+        mean_MD.mul_((before_M - normalizer_M).exp_()[:, None])
+        mean_MD.addcmul_(own_11MD[0, 0].float(), (own_M - normalizer_M).exp_()[:, None])
+    return mean_MD[: len(hidden_ND)], normalizer_M[: len(hidden_ND)]

@@ -43,6 +43,7 @@ class Group:
     """Of each in the row, (B,)"""
     lengths: Tensor
     longest: int
+    """Its tokens, or more."""
     places: Tensor | None
     """Token → its place among B × `longest`, (t,); none where all have the same length."""
     rows: slice

@@ -47,15 +47,15 @@ class Attended:
     """Of the softmax of each block, (B·K, l·G)."""
 
 
-def group_documents(lengths: Sequence[int]) -> list[Group]:
-    """Put documents, given longest first, into groups that share a product."""
+def group_documents(lengths: Sequence[int], multiple: int = 1) -> list[Group]:
+    """Put documents, given longest first, into groups that share a product, of a multiple of so many queries and keys."""
     assert list(lengths) == sorted(lengths, reverse=True)
     groups: list[Group] = []
     first, start = 0, 0
     while first < len(lengths):
-        longest = lengths[first]
+        longest = lengths[first] + -lengths[first] % multiple
         last = first
-        while last < len(lengths) and (lengths[last] >= GROUPED * longest or longest <= SHORT):
+        while last < len(lengths) and (lengths[last] >= GROUPED * lengths[first] or longest <= SHORT):
             last += 1
         own = torch.tensor(lengths[first:last])
         end = start + int(own.sum())
@@ -97,6 +97,7 @@ class Attention:
         keys = slope_TN.shape[1] // self.heads.per_key
         dqkv_TN = slope_TN.new_empty(len(slope_TN), slope_TN.shape[1] + 2 * keys)
         dq_TN, dk_TN, dv_TN = self._parted(dqkv_TN)
+        dqkv_TN[row.groups[-1].rows.stop :] = 0
         for group, had in zip(row.groups, kept, strict=True):
             slope = self.elementwise.spread(slope_TN, group, self.heads, None)
             dq, dk, dv = self._group_backward(slope, had, group)

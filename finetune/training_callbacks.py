@@ -22,7 +22,7 @@ from finetune.errors import TrainingStopped
 from finetune.loss_watch import diverges_now, told_divergence
 from finetune.training_records import StepMetrics
 
-MEMORY_EVERY = 3
+MEMORY_EVERY = 10
 """Steps from one return of freed memory to the next; asking for it again takes a tenth of a step."""
 
 
@@ -160,7 +160,7 @@ class Recorder(TrainerCallback):
 class MemoryReturner(TrainerCallback):
     """Hands freed memory back from time to time, where the process keeps it (`evaluation.allocator`)."""
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Do so every few steps."""
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Do so before the first step, for what loading left in pieces, and every few steps."""
         if state.global_step % MEMORY_EVERY == 0:
             return_freed_memory()

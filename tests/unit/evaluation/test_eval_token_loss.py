@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from evaluation import token_loss
-from evaluation.token_loss import CHUNK_ROWS, labelled_nll, log_probabilities, shift
+from evaluation.token_loss import CHUNK_ROWS, CHUNK_WORDS, labelled_nll, log_probabilities, shift
 
 WIDTH, VOCABULARY = 16, 50
 COUNTS = (1, 2, CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS, 2 * CHUNK_ROWS + 44)
@@ -66,8 +66,12 @@ def test_chunks_do_not_show(count: int, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, CHUNK_ROWS + 1])
-def test_bfloat16_is_computed_in_fp32_and_returned_as_bfloat16(count: int) -> None:
+@pytest.mark.parametrize("words", [1, 7, VOCABULARY, CHUNK_WORDS])
+def test_bfloat16_is_computed_in_fp32_and_returned_as_bfloat16(
+    count: int, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The attention that computes it takes exponentials to 20 bits, and rounds the mean row to bf16, to 2⁻⁹."""
+    monkeypatch.setattr(token_loss, "CHUNK_WORDS", words)
     hidden, head, targets = inputs(count, torch.bfloat16)
     losses, gradient = reference(hidden, head, targets, torch.ones(count))
     found = labelled_nll(hidden, head, targets)
