@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from evaluation.adapter_files import WEIGHTS_FILE, check_adapter_config, check_adapter_weights
+from evaluation.allocator import limit_compiled_products
 from evaluation.errors import DataError, MachineError
 from evaluation.files import sha256_of_folder
 from evaluation.model_files import check_model_files
@@ -87,6 +88,7 @@ def load_base(spec: ModelSpec) -> PreTrainedModel:
         MachineError: the device is not there.
     """
     check_model_files(spec.path)
+    limit_compiled_products()
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -48,7 +48,7 @@ class Attended:
 
 
 def group_documents(lengths: Sequence[int], multiple: int = 1) -> list[Group]:
-    """Put documents, given longest first, into groups that share a product, of a multiple of so many queries and keys."""
+    """Put documents, given longest first, into groups that share a product, each as long as a multiple."""
     assert list(lengths) == sorted(lengths, reverse=True)
     groups: list[Group] = []
     first, start = 0, 0
