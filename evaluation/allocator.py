@@ -17,8 +17,8 @@ KEPT_BYTES = 2**30
 STEP_BYTES = 2**26
 """By how much the process grows at a time."""
 COMPILED_PRODUCTS = 256
-"""oneDNN compiles a product for its shape and keeps half a megabyte of each, 1,024 of its own accord; a step of training
-needs 40."""
+"""oneDNN compiles a product for its shape and keeps half a megabyte of each, by default 1,024 of them; a step of
+training needs 40."""
 
 
 def keep_freed_memory() -> bool:

@@ -22,7 +22,7 @@ CHUNK_ROWS = 128
 CHUNK_WORDS = 8192
 """Rows of the head that attention takes at once: it copies them twice to lay them out for its products."""
 ROWS_MULTIPLE = 32
-"""Zeros fill positions up to a multiple: products are compiled for their shape, and torch keeps all of these for good."""
+"""Zeros fill positions up to a multiple: products are compiled for their shape, and torch keeps these for good."""
 
 
 def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
