@@ -25,6 +25,8 @@ OptimizerState = Literal["fp32", "8bit", "bf16"]
 
 LOSS_CHUNK_ROWS = 128
 """evaluation.token_loss.CHUNK_ROWS, which would bring torch with it; a test compares the two."""
+LOSS_CHUNK_WORDS = 8192
+"""evaluation.token_loss.CHUNK_WORDS."""
 NF4_BLOCK = 64
 """Weights that share a scale (https://arxiv.org/abs/2305.14314, section 3; bitsandbytes' default)."""
 SCALE_BLOCK = 256
@@ -158,8 +160,8 @@ def _loss_bytes(setup: Setup) -> int:
     match setup.loss:
         case "labelled":
             if setup.device == "cpu" and element != FP32:
-                packed = 2 * shape.vocabulary * shape.hidden * element  # the head as keys and as values
-                return packed + tokens * shape.hidden * (2 * FP32 + element)
+                packed = 2 * min(LOSS_CHUNK_WORDS, shape.vocabulary) * shape.hidden * element  # as keys and as values
+                return packed + tokens * shape.hidden * (2 * FP32 + 2 * element)
             head = shape.vocabulary * shape.hidden * FP32 if element != FP32 else 0
             at_once = 3 if tokens > LOSS_CHUNK_ROWS else 2  # logits, their log-softmax, the slope of the chunk before
             chunks = at_once * min(LOSS_CHUNK_ROWS, tokens) * shape.vocabulary * FP32

@@ -162,6 +162,7 @@ def test_what_saves_memory_takes_less() -> None:
 
 def test_constants_of_others_are_theirs() -> None:
     assert plan_memory.LOSS_CHUNK_ROWS == token_loss.CHUNK_ROWS
+    assert plan_memory.LOSS_CHUNK_WORDS == token_loss.CHUNK_WORDS
     assert plan_memory.FUSED_TILE_ROWS == chunked_logprob.TOKEN_CHUNK_SIZE
     assert plan_memory.FUSED_TILE_COLUMNS == trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
 
