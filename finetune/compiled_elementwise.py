@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.model import frozen_weight, packed_weight
-from finetune.elementwise import Block, Group, Heads, Norm, Rotation
+from finetune.elementwise import Block, Group, Heads, Norm, Rotation, Tiles
+from finetune.tiled_attention import TiledAttention, tiles_ready
 
 _P, _N, _F, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS: dict[str, tuple[type, ...]] = {
@@ -45,6 +46,7 @@ class CompiledElementwise:
         for threads in _threads_of_torch():  # the library's calls of OpenMP are to reach the pool that torch has
             ctypes.CDLL(threads, mode=ctypes.RTLD_GLOBAL)
         loaded = ctypes.CDLL(str(library))
+        self.tiles: Tiles | None = TiledAttention(loaded) if tiles_ready(loaded) else None
         self._calls = {
             dtype: {name: _typed(loaded[f"{name}_{suffix}"], given) for name, given in ARGUMENTS.items()}
             for dtype, suffix in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16"))

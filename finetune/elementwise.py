@@ -88,8 +88,26 @@ class Block:
         return slice(0, self.end)
 
 
+class Tiles(Protocol):
+    """Attends in bfloat16, causally, within documents of one length that are laid out by head.
+
+    Queries are (B·K·G, L, E), keys and values (B·K, L, E), with L and E multiples of 32.
+    """
+
+    def attend(self, q_HLE: Tensor, k_KLE: Tensor, v_KLE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each query hears, and the logarithms of its softmax's sums in fp32, (B·K·G, L)."""
+
+    def attend_backward(
+        self, slope_HLE: Tensor, q_HLE: Tensor, k_KLE: Tensor, v_KLE: Tensor, normalizer_HL: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of queries, keys and values."""
+
+
 class Elementwise(Protocol):
     """Computes those parts. What is said to be used up may be overwritten by the result."""
+
+    tiles: Tiles | None
+    """Attention as a whole, where this machine computes it in its cache."""
 
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return the normed tokens, with zeros behind each (T, D + room), and what each was multiplied with in fp32."""
@@ -128,6 +146,8 @@ class Elementwise(Protocol):
 
 class TorchElementwise:
     """Computes them by calls of torch."""
+
+    tiles: Tiles | None = None
 
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return what `Elementwise` says."""

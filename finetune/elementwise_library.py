@@ -1,4 +1,4 @@
-"""Compiles elementwise.cpp once a machine, in a second, where it has GCC."""
+"""Compiles elementwise.cpp and attention.cpp once a machine, in two seconds, where it has GCC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from finetune.compiled_elementwise import CompiledElementwise
 from finetune.elementwise import Elementwise, TorchElementwise
 from finetune.machine import COMPILER, compiler_version, processor_flags
 
-SOURCE = Path(__file__).with_name("elementwise.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp"))
+HEADER = Path(__file__).with_name("numbers.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 WIDE = ("-mprefer-vector-width=512",)
 """On x86, where GCC takes half of a register of AVX-512 otherwise: SwiGLU took 1.4 times as long."""
@@ -41,14 +42,14 @@ def load_elementwise(*, compiled: bool) -> Elementwise:
     try:
         return CompiledElementwise(library)
     except OSError as error:
-        raise NotCompiled(f"what {COMPILER} made of {SOURCE.name} cannot be loaded: {error}") from error
+        raise NotCompiled(f"what {COMPILER} made of its functions cannot be loaded: {error}") from error
 
 
 def _compiled(folder: Path) -> Path:
     """Return the library, from the folder or new; its name ends with the hash of its content."""
     flags = (*FLAGS, *(WIDE if platform.machine() == "x86_64" else ()))
     made_of: list[JsonValue] = [
-        sha256_of_file(SOURCE),
+        *(sha256_of_file(file) for file in (*SOURCES, HEADER)),
         list(flags),
         compiler_version(),
         platform.machine(),
@@ -71,12 +72,13 @@ def _compile(place: Path, flags: tuple[str, ...]) -> Path:
     """Compile and link in two steps, so that no OpenMP library is linked to: torch brings its own, by another name."""
     if sys.platform != "linux" or which(COMPILER) is None:
         raise NotCompiled(f"there is no {COMPILER}" if sys.platform == "linux" else "this is not Linux")
-    unlinked, made = place / "elementwise.o", place / "elementwise.so"
-    compile_, link = (*flags, "-c", str(SOURCE), "-o", str(unlinked)), ("-shared", str(unlinked), "-o", str(made))
-    for arguments in (compile_, link):
-        said = _run((COMPILER, *arguments), place)
-        if said is not None:
-            raise NotCompiled(f"{COMPILER} did not compile {SOURCE.name}: {said}")
+    made = place / "elementwise.so"
+    unlinked = [place / f"{source.stem}.o" for source in SOURCES]
+    for source, part in zip(SOURCES, unlinked, strict=True):
+        if said := _run((COMPILER, *flags, "-c", str(source), "-o", str(part)), place):
+            raise NotCompiled(f"{COMPILER} did not compile {source.name}: {said}")
+    if said := _run((COMPILER, "-shared", *map(str, unlinked), "-o", str(made)), place):
+        raise NotCompiled(f"{COMPILER} did not link them: {said}")
     return made
 
 

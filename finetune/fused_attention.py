@@ -1,4 +1,4 @@
-"""Causal attention within documents, as batched products of their own with a backward pass written out.
+"""Causal attention within documents, its backward pass written out: by tiles of the processor or by batched products.
 
 Documents lie one after another in a row, longest first. Those of near-equal length are attended to together; nothing of
 one is ever multiplied with another. Shapes: T tokens, B documents of a group, L their longest, K key/value heads,
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.elementwise import Block, Elementwise, Group, Heads, Rotation
+from finetune.elementwise import Block, Elementwise, Group, Heads, Rotation, Tiles
 
 GROUPED = 0.75
 """Documents share a product where the shortest has this share of the longest's tokens …"""
@@ -39,12 +39,12 @@ class Attended:
     """What the backward pass needs of one group."""
 
     q: Tensor
-    """(B·K, L·G, E)"""
+    """(B·K, L·G, E); for tiles (B·K·G, L, E)"""
     k: Tensor
     """(B·K, L, E)"""
     v: Tensor
     normalizers: list[Tensor]
-    """Of the softmax of each block, (B·K, l·G)."""
+    """Of the softmax of each block, (B·K, l·G); of tiles there is one, (B·K·G, L)."""
 
 
 def group_documents(lengths: Sequence[int], multiple: int = 1) -> list[Group]:
@@ -73,6 +73,7 @@ class Attention:
 
     heads: Heads
     elementwise: Elementwise
+    tiles: Tiles | None
 
     def forward(self, qkv_TN: Tensor, row: Row, room: int) -> tuple[Tensor, list[Attended]]:
         """Return what each token hears, with zeros behind it (T, K·G·E + room), and what the backward pass needs."""
@@ -80,15 +81,11 @@ class Attention:
         heard_TW = qkv_TN.new_zeros(len(qkv_TN), q_TN.shape[1] + room)
         kept = []
         for group in row.groups:
-            q = self.elementwise.spread(q_TN, group, self.heads, row.queries)
+            q = self.elementwise.spread(q_TN, group, self._queries, row.queries)
             k = self.elementwise.spread(k_TN, group, self._single, row.keys)
             v = self.elementwise.spread(v_TN, group, self._single, None)
-            parts, normalizers = [], []
-            for block in self._blocks(group):
-                p, normalizer = self.elementwise.softmax(_scores(q, k, block), block)
-                parts.append(torch.bmm(p, v[:, block.keys]))
-                normalizers.append(normalizer)
-            self.elementwise.gather(_joined(parts), group, self.heads, None, heard_TW[:, : q_TN.shape[1]])
+            heard, normalizers = self._group_forward(q, k, v, group)
+            self.elementwise.gather(heard, group, self._queries, None, heard_TW[:, : q_TN.shape[1]])
             kept.append(Attended(q, k, v, normalizers))
         return heard_TW, kept
 
@@ -99,15 +96,28 @@ class Attention:
         dq_TN, dk_TN, dv_TN = self._parted(dqkv_TN)
         dqkv_TN[row.groups[-1].rows.stop :] = 0
         for group, had in zip(row.groups, kept, strict=True):
-            slope = self.elementwise.spread(slope_TN, group, self.heads, None)
+            slope = self.elementwise.spread(slope_TN, group, self._queries, None)
             dq, dk, dv = self._group_backward(slope, had, group)
-            self.elementwise.gather(dq, group, self.heads, row.queries, dq_TN)
+            self.elementwise.gather(dq, group, self._queries, row.queries, dq_TN)
             self.elementwise.gather(dk, group, self._single, row.keys, dk_TN)
             self.elementwise.gather(dv, group, self._single, None, dv_TN)
         return dqkv_TN
 
+    def _group_forward(self, q: Tensor, k: Tensor, v: Tensor, group: Group) -> tuple[Tensor, list[Tensor]]:
+        if self.tiles is not None:
+            heard, normalizer = self.tiles.attend(q, k, v)
+            return heard, [normalizer]
+        parts, normalizers = [], []
+        for block in self._blocks(group):
+            p, normalizer = self.elementwise.softmax(_scores(q, k, block), block)
+            parts.append(torch.bmm(p, v[:, block.keys]))
+            normalizers.append(normalizer)
+        return _joined(parts), normalizers
+
     def _group_backward(self, slope: Tensor, had: Attended, group: Group) -> tuple[Tensor, Tensor, Tensor]:
         """Scores are computed anew: writing the probabilities to memory and reading them takes longer."""
+        if self.tiles is not None:
+            return self.tiles.attend_backward(slope, had.q, had.k, had.v, had.normalizers[0])
         parts: list[Tensor] = []
         dk = dv = slope.new_empty(0)
         for block, normalizer in reversed(list(zip(self._blocks(group), had.normalizers, strict=True))):
@@ -127,6 +137,10 @@ class Attention:
         keys = qkv_TN.shape[1] // (self.heads.per_key + 2)
         q_TN, k_TN, v_TN = qkv_TN.split([keys * self.heads.per_key, keys, keys], dim=1)
         return q_TN, k_TN, v_TN
+
+    @property
+    def _queries(self) -> Heads:
+        return self.heads if self.tiles is None else Heads(self.heads.key_value * self.heads.per_key, 1)
 
     @property
     def _single(self) -> Heads:

@@ -136,17 +136,20 @@ def build_layer(module: Any, elementwise: Elementwise) -> Layer:
     config = attention.config
     heads = Heads(config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads)
 
+    input_norm = build_norm(module.input_layernorm)
+    fits = input_norm.weight_D.dtype == torch.bfloat16 and attention.head_dim % MULTIPLE == 0
+
     def stack(*modules: nn.Module) -> Stack:
         return build_stack([build_linear(module, ADAPTER) for module in modules], elementwise)
 
     return Layer(
-        build_norm(module.input_layernorm),
+        input_norm,
         stack(attention.q_proj, attention.k_proj, attention.v_proj),
         stack(attention.o_proj),
         build_norm(module.post_attention_layernorm),
         stack(mlp.gate_proj, mlp.up_proj),
         stack(mlp.down_proj),
-        Attention(heads, elementwise),
+        Attention(heads, elementwise, elementwise.tiles if fits else None),
         elementwise,
     )
 

@@ -211,7 +211,7 @@ def test_threads_are_torchs_own() -> None:
 def test_what_the_compiler_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "elementwise.cpp"
     broken.write_text("this is not C++\n")
-    monkeypatch.setattr(elementwise_library, "SOURCE", broken)
+    monkeypatch.setattr(elementwise_library, "SOURCES", (broken,))
     with pytest.raises(NotCompiled, match=r"did not compile elementwise.cpp: .*this"):
         load_elementwise(compiled=True)
 

@@ -1,0 +1,365 @@
+// Causal attention within documents by the tiles of a processor that has AMX, forward and backward: scores stay in the
+// cache of a core, where products of single calls write them to memory and read them again.
+//
+// A tile holds 16 rows of 64 bytes. A product takes its second factor with pairs of rows lying beside each other, two bf16
+// in a number of four bytes (Intel, Architecture Instruction Set Extensions, TDPBF16PS). Lengths and the width of a head
+// are multiples of 32. A head is computed by one thread, so that no result depends on how many there are.
+
+#include "numbers.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <memory>
+
+namespace {
+
+constexpr int64_t EDGE = 32;   // rows and columns of a product that are computed at once, by four tiles of the sum
+constexpr int64_t LANES = 16;  // numbers of fp32 in a register
+constexpr int64_t APART = 16;  // numbers between rows, so that they do not all fall on the same places of a cache
+
+template <class E>
+std::unique_ptr<E[]> room(int64_t numbers) {
+    return std::unique_ptr<E[]>(new E[numbers]);
+}
+
+// Shapes of the tiles of the thread that calls; every tile is whole.
+struct Tiles {
+    Tiles() {
+        struct alignas(64) {
+            uint8_t palette = 1, first = 0, unused[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } shapes;
+        _tile_loadconfig(&shapes);
+    }
+    ~Tiles() { _tile_release(); }
+};
+
+// c (M, N) = a (M, K) b (K, N), or that added to c; `wide` is the step from one row to the next, of b from one pair.
+template <bool ADDED>
+void product(const bf16 *a, int64_t a_wide, const uint32_t *b, int64_t b_wide, float *c, int64_t c_wide, int64_t M,
+             int64_t N, int64_t K) {
+    for (int64_t n = 0; n < N; n += EDGE)
+        for (int64_t m = 0; m < M; m += EDGE) {
+            float *upper = c + m * c_wide + n, *lower = upper + 16 * c_wide;
+            if (ADDED) {
+                _tile_loadd(0, upper, c_wide * 4);
+                _tile_loadd(1, upper + 16, c_wide * 4);
+                _tile_loadd(2, lower, c_wide * 4);
+                _tile_loadd(3, lower + 16, c_wide * 4);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t k = 0; k < K; k += EDGE) {
+                _tile_loadd(4, a + m * a_wide + k, a_wide * 2);
+                _tile_loadd(5, a + (m + 16) * a_wide + k, a_wide * 2);
+                _tile_loadd(6, b + k / 2 * b_wide + n, b_wide * 4);
+                _tile_loadd(7, b + k / 2 * b_wide + n + 16, b_wide * 4);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, upper, c_wide * 4);
+            _tile_stored(1, upper + 16, c_wide * 4);
+            _tile_stored(2, lower, c_wide * 4);
+            _tile_stored(3, lower + 16, c_wide * 4);
+        }
+}
+
+inline uint32_t beside(bf16 first, bf16 second) { return uint32_t(first.bits) | uint32_t(second.bits) << 16; }
+
+inline __m512i beside(__m256i first, __m256i second) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+inline __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+inline void store(bf16 *to, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), x); }
+
+// Those of the lanes from `first` on that are before `seen`.
+inline __mmask16 lanes_seen(int64_t first, int64_t seen) {
+    int64_t left = seen - first;
+    return left >= LANES ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
+}
+
+// e^x for x <= 0: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power, which leaves out 1.2e-7.
+inline __m512 exponential(__m512 x) {
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
+    __m512 series = _mm512_set1_ps(1.38888889e-3f);  // 1 / 6!
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(8.33333333e-3f));
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(4.16666667e-2f));
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1.66666667e-1f));
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(0.5f));
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1));
+    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(series, n);
+}
+
+// Rows (L, E) as pairs of rows (L / 2, E).
+void pair_rows(const bf16 *x, uint32_t *pairs, int64_t L, int64_t E) {
+    for (int64_t l = 0; l < L; l += 2) {
+        const bf16 *upper = x + l * E, *lower = upper + E;
+        uint32_t *to = pairs + l / 2 * E;
+#pragma omp simd
+        for (int64_t e = 0; e < E; e++) to[e] = beside(upper[e], lower[e]);
+    }
+}
+
+// Turns 16 rows of 16 numbers of four bytes the other way round.
+inline void turn(__m512i *rows) {
+    __m512i two[16], four[16];
+    for (int i = 0; i < 16; i += 2) {
+        two[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        two[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            four[i + 2 * j] = _mm512_unpacklo_epi64(two[i + j], two[i + j + 2]);
+            four[i + 2 * j + 1] = _mm512_unpackhi_epi64(two[i + j], two[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        __m512i even_upper = _mm512_shuffle_i32x4(four[i], four[i + 4], 0x88);
+        __m512i even_lower = _mm512_shuffle_i32x4(four[i + 8], four[i + 12], 0x88);
+        __m512i odd_upper = _mm512_shuffle_i32x4(four[i], four[i + 4], 0xdd);
+        __m512i odd_lower = _mm512_shuffle_i32x4(four[i + 8], four[i + 12], 0xdd);
+        rows[i] = _mm512_shuffle_i32x4(even_upper, even_lower, 0x88);
+        rows[i + 4] = _mm512_shuffle_i32x4(odd_upper, odd_lower, 0x88);
+        rows[i + 8] = _mm512_shuffle_i32x4(even_upper, even_lower, 0xdd);
+        rows[i + 12] = _mm512_shuffle_i32x4(odd_upper, odd_lower, 0xdd);
+    }
+}
+
+// Pairs of columns of 16 rows (16, E), from pair `e` on, the other way round.
+inline void load_turned(const bf16 *x, int64_t E, int64_t e, __m512i *rows) {
+    for (int64_t l = 0; l < LANES; l++) rows[l] = _mm512_loadu_si512(x + l * E + 2 * e);
+    turn(rows);
+}
+
+// Rows (L, E) the other way round, as pairs (E / 2, L) that are `wide` apart.
+void pair_columns(const bf16 *x, uint32_t *pairs, int64_t L, int64_t E, int64_t wide) {
+    __m512i rows[LANES];
+    for (int64_t l = 0; l < L; l += LANES)
+        for (int64_t e = 0; e < E / 2; e += LANES) {
+            load_turned(x + l * E, E, e, rows);
+            for (int64_t i = 0; i < LANES; i++) _mm512_storeu_si512(pairs + (e + i) * wide + l, rows[i]);
+        }
+}
+
+// Rows (L, E) the other way round, (E, L), that are `wide` apart.
+void turn_round(const bf16 *x, bf16 *turned, int64_t L, int64_t E, int64_t wide) {
+    __m512i rows[LANES];
+    for (int64_t l = 0; l < L; l += LANES)
+        for (int64_t e = 0; e < E / 2; e += LANES) {
+            load_turned(x + l * E, E, e, rows);
+            for (int64_t i = 0; i < LANES; i++) {
+                bf16 *even = turned + 2 * (e + i) * wide + l;
+                store(even, _mm512_cvtepi32_epi16(rows[i]));
+                store(even + wide, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rows[i], 16)));
+            }
+        }
+}
+
+// The sum of G heads the other way round, from (G, E, L) to (L, E).
+void add_heads(const float *x, bf16 *sum, int64_t G, int64_t L, int64_t E, int64_t wide) {
+    __m512i rows[LANES];
+    for (int64_t l = 0; l < L; l += LANES)
+        for (int64_t e = 0; e < E; e += LANES) {
+            for (int64_t i = 0; i < LANES; i++) {
+                __m512 all = _mm512_loadu_ps(x + (e + i) * wide + l);
+                for (int64_t g = 1; g < G; g++) all = _mm512_add_ps(all, _mm512_loadu_ps(x + (g * E + e + i) * wide + l));
+                rows[i] = _mm512_castps_si512(all);
+            }
+            turn(rows);
+            for (int64_t i = 0; i < LANES; i++) store(sum + (l + i) * E + e, rounded(_mm512_castsi512_ps(rows[i])));
+        }
+}
+
+void round_row(const float *x, float times, bf16 *to, int64_t numbers) {
+    __m512 all = _mm512_set1_ps(times);
+    for (int64_t i = 0; i < numbers; i += LANES) store(to + i, rounded(_mm512_mul_ps(_mm512_loadu_ps(x + i), all)));
+}
+
+// Queries that are computed at once: of a short document few, so that little is computed of what they may not see.
+constexpr int64_t LONGEST_BLOCK = 64;
+
+int64_t block_of(int64_t L) { return L <= 64 ? 32 : LONGEST_BLOCK; }
+
+// What a row of scores weighs its values with, not yet divided by their sum, zero behind `seen`.
+struct Weights {
+    float share, normalizer;  // 1 / sum, and the logarithm of the sum of e^score
+};
+
+Weights weigh(const float *scores, bf16 *weights, int64_t seen, int64_t keys) {
+    __m512 lowest = _mm512_set1_ps(-__builtin_inff()), most = lowest, sum = _mm512_setzero_ps();
+    for (int64_t k = 0; k < seen; k += LANES)
+        most = _mm512_max_ps(most, _mm512_mask_loadu_ps(lowest, lanes_seen(k, seen), scores + k));
+    float largest = _mm512_reduce_max_ps(most);
+    __m512 above = _mm512_set1_ps(largest);
+    int64_t k = 0;
+    for (; k < seen; k += LANES) {
+        __mmask16 lanes = lanes_seen(k, seen);
+        __m512 power = _mm512_maskz_mov_ps(lanes, exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + k), above)));
+        sum = _mm512_add_ps(sum, power);
+        store(weights + k, rounded(power));
+    }
+    for (; k < keys; k += LANES) store(weights + k, _mm256_setzero_si256());
+    float all = _mm512_reduce_add_ps(sum);
+    return {1 / all, largest + __builtin_logf(all)};
+}
+
+// p = e^(score - normalizer) in place of the scores, zero behind `seen`; returns p . dp.
+float probabilities(float *scores, const float *slope, float normalizer, int64_t seen, int64_t keys) {
+    __m512 above = _mm512_set1_ps(normalizer), along = _mm512_setzero_ps();
+    int64_t k = 0;
+    for (; k < seen; k += LANES) {
+        __mmask16 lanes = lanes_seen(k, seen);
+        __m512 p = _mm512_maskz_mov_ps(lanes, exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + k), above)));
+        along = _mm512_fmadd_ps(p, _mm512_loadu_ps(slope + k), along);
+        _mm512_storeu_ps(scores + k, p);
+    }
+    for (; k < keys; k += LANES) _mm512_storeu_ps(scores + k, _mm512_setzero_ps());
+    return _mm512_reduce_add_ps(along);
+}
+
+// Of two rows ds = p (dp - p . dp), as rows, and both p and ds as pairs.
+void slopes_of_scores(const float *p, const float *dp, int64_t wide, const float *along, bf16 *ds, uint32_t *p_pairs,
+                      uint32_t *ds_pairs, int64_t keys) {
+    __m512 upper_along = _mm512_set1_ps(along[0]), lower_along = _mm512_set1_ps(along[1]);
+    for (int64_t k = 0; k < keys; k += LANES) {
+        __m512 upper_p = _mm512_loadu_ps(p + k), lower_p = _mm512_loadu_ps(p + wide + k);
+        __m512 upper = _mm512_mul_ps(upper_p, _mm512_sub_ps(_mm512_loadu_ps(dp + k), upper_along));
+        __m512 lower = _mm512_mul_ps(lower_p, _mm512_sub_ps(_mm512_loadu_ps(dp + wide + k), lower_along));
+        __m256i upper_ds = rounded(upper), lower_ds = rounded(lower);
+        store(ds + k, upper_ds);
+        store(ds + wide + k, lower_ds);
+        _mm512_storeu_si512(p_pairs + k, beside(rounded(upper_p), rounded(lower_p)));
+        _mm512_storeu_si512(ds_pairs + k, beside(upper_ds, lower_ds));
+    }
+}
+
+// What the backward pass of a head works with.
+struct Head {
+    const bf16 *q, *slope;
+    const float *normalizer;
+    const uint32_t *key_columns, *key_rows, *value_columns;
+    bf16 *dq;
+    float *dk, *dv;  // the other way round, (E, L)
+};
+
+void head_backward(const Head &head, int64_t L, int64_t E) {
+    int64_t block = block_of(L), wide = L + APART;
+    auto scores = room<float>(block * wide), slopes = room<float>(block * wide), dq = room<float>(block * E);
+    auto ds = room<bf16>(block * wide);
+    auto p_pairs = room<uint32_t>(block / 2 * wide), ds_pairs = room<uint32_t>(block / 2 * wide);
+    auto q_turned = room<bf16>(E * block), slope_turned = room<bf16>(E * block);
+    for (int64_t first = (L - 1) / block * block; first >= 0; first -= block) {
+        int64_t rows = L - first < block ? L - first : block, keys = first + rows;
+        const bf16 *q = head.q + first * E, *slope = head.slope + first * E;
+        product<false>(q, E, head.key_columns, wide, scores.get(), wide, rows, keys, E);
+        product<false>(slope, E, head.value_columns, wide, slopes.get(), wide, rows, keys, E);
+        for (int64_t row = 0; row < rows; row += 2) {
+            float *p = scores.get() + row * wide, *dp = slopes.get() + row * wide, along[2];
+            for (int64_t i = 0; i < 2; i++)
+                along[i] = probabilities(p + i * wide, dp + i * wide, head.normalizer[first + row + i],
+                                         first + row + i + 1, keys);
+            slopes_of_scores(p, dp, wide, along, ds.get() + row * wide, p_pairs.get() + row / 2 * wide,
+                             ds_pairs.get() + row / 2 * wide, keys);
+        }
+        product<false>(ds.get(), wide, head.key_rows, E, dq.get(), E, rows, E, keys);
+        round_row(dq.get(), 1, head.dq + first * E, rows * E);
+        turn_round(q, q_turned.get(), rows, E, block);
+        turn_round(slope, slope_turned.get(), rows, E, block);
+        if (first + rows == L) {  // the last block, which sees all keys, comes first
+            product<false>(slope_turned.get(), block, p_pairs.get(), wide, head.dv, wide, E, keys, rows);
+            product<false>(q_turned.get(), block, ds_pairs.get(), wide, head.dk, wide, E, keys, rows);
+        } else {
+            product<true>(slope_turned.get(), block, p_pairs.get(), wide, head.dv, wide, E, keys, rows);
+            product<true>(q_turned.get(), block, ds_pairs.get(), wide, head.dk, wide, E, keys, rows);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Says whether the processor has tiles of bf16 and the system lets this process use them, which it has to be asked.
+int tiles_ready() {
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA (asm/prctl.h of Linux)
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+// q and out (H, L, E), k and v (H / G, L, E), normalizer (H, L).
+void attend(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *normalizer, int64_t H, int64_t G, int64_t L,
+            int64_t E, int threads) {
+    int64_t keyed = H / G, wide = L + APART, block = block_of(L), blocks = (L + block - 1) / block;
+    auto key_columns = room<uint32_t>(keyed * E / 2 * wide), value_rows = room<uint32_t>(keyed * L / 2 * E);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t own = 0; own < keyed; own++) {
+        pair_columns(k + own * L * E, key_columns.get() + own * E / 2 * wide, L, E, wide);
+        pair_rows(v + own * L * E, value_rows.get() + own * L / 2 * E, L, E);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t task = H * blocks - 1; task >= 0; task--) {
+        int64_t head = task % H, first = task / H * block, own = head / G;
+        int64_t rows = L - first < block ? L - first : block, keys = first + rows;
+        auto scores = room<float>(block * wide), heard = room<float>(block * E);
+        auto weights = room<bf16>(block * wide);
+        Tiles tiles;
+        product<false>(q + (head * L + first) * E, E, key_columns.get() + own * E / 2 * wide, wide, scores.get(), wide,
+                       rows, keys, E);
+        Weights of_row[LONGEST_BLOCK];
+        for (int64_t row = 0; row < rows; row++)
+            of_row[row] = weigh(scores.get() + row * wide, weights.get() + row * wide, first + row + 1, keys);
+        product<false>(weights.get(), wide, value_rows.get() + own * L / 2 * E, E, heard.get(), E, rows, E, keys);
+        for (int64_t row = 0; row < rows; row++) {
+            round_row(heard.get() + row * E, of_row[row].share, out + (head * L + first + row) * E, E);
+            normalizer[head * L + first + row] = of_row[row].normalizer;
+        }
+    }
+}
+
+// slope and dq as q, dk and dv as k.
+void attend_backward(const bf16 *slope, const bf16 *q, const bf16 *k, const bf16 *v, const float *normalizer, bf16 *dq,
+                     bf16 *dk, bf16 *dv, int64_t H, int64_t G, int64_t L, int64_t E, int threads) {
+    int64_t keyed = H / G, wide = L + APART, columns = E / 2 * wide, pairs = L / 2 * E, sums = E * wide;
+    auto key_columns = room<uint32_t>(keyed * columns), value_columns = room<uint32_t>(keyed * columns);
+    auto key_rows = room<uint32_t>(keyed * pairs);
+    auto key_sums = room<float>(H * sums), value_sums = room<float>(H * sums);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t own = 0; own < keyed; own++) {
+        pair_columns(k + own * L * E, key_columns.get() + own * columns, L, E, wide);
+        pair_columns(v + own * L * E, value_columns.get() + own * columns, L, E, wide);
+        pair_rows(k + own * L * E, key_rows.get() + own * pairs, L, E);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t head = 0; head < H; head++) {
+        int64_t own = head / G, at = head * L * E;
+        Tiles tiles;
+        head_backward({q + at, slope + at, normalizer + head * L, key_columns.get() + own * columns,
+                       key_rows.get() + own * pairs, value_columns.get() + own * columns, dq + at,
+                       key_sums.get() + head * sums, value_sums.get() + head * sums},
+                      L, E);
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t own = 0; own < keyed; own++) {
+        add_heads(key_sums.get() + own * G * sums, dk + own * L * E, G, L, E, wide);
+        add_heads(value_sums.get() + own * G * sums, dv + own * L * E, G, L, E, wide);
+    }
+}
+}
+
+#else
+
+extern "C" int tiles_ready() { return 0; }
+
+#endif

@@ -1,0 +1,152 @@
+"""Attention by the tiles of the processor is attention, as exactly as bfloat16 allows, and looks at nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune.elementwise import Tiles
+from finetune.elementwise_library import NotCompiled, load_elementwise
+
+ROUNDING = 2**-8
+"""Half the distance of two neighbours in bfloat16, relative: results are rounded once, and so are the probabilities."""
+
+
+@pytest.fixture(scope="module")
+def tiles() -> Tiles:
+    try:
+        found = load_elementwise(compiled=True).tiles
+    except NotCompiled as why:
+        pytest.skip(str(why))
+    if found is None:
+        pytest.skip("this processor has no tiles of bfloat16 (AMX)")
+    return found
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Queries, keys, values and a gradient of what is heard."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    slope: Tensor
+
+    @staticmethod
+    def of(documents: int, heads: tuple[int, int], length: int, width: int, *, size: float = 1.0) -> Drawn:
+        draw = torch.Generator().manual_seed(length + width)
+        keyed, per_key = heads
+
+        def one(count: int, times: float) -> Tensor:
+            return (times * torch.randn(count, length, width, generator=draw)).bfloat16()
+
+        queries, keys = documents * keyed * per_key, documents * keyed
+        return Drawn(one(queries, size * width**-0.5), one(keys, 1), one(keys, 1), one(queries, 1))
+
+    def exact(self) -> list[Tensor]:
+        """Compute by torch in fp64 what is heard, the normalizer, and the gradients of queries, keys and values."""
+        q, k, v = (part.double().requires_grad_() for part in (self.q, self.k, self.v))
+        per_key = len(q) // len(k)
+        future = torch.ones(q.shape[1], q.shape[1]).triu(1).bool()
+        scores = (q @ k.repeat_interleave(per_key, 0).mT).masked_fill(future, float("-inf"))
+        heard = scores.softmax(-1) @ v.repeat_interleave(per_key, 0)
+        heard.backward(self.slope.double())
+        assert q.grad is not None
+        assert k.grad is not None
+        assert v.grad is not None
+        return [heard.detach(), scores.logsumexp(-1).detach(), q.grad, k.grad, v.grad]
+
+    def tiled(self, tiles: Tiles) -> list[Tensor]:
+        heard, normalizer = tiles.attend(self.q, self.k, self.v)
+        return [heard, normalizer, *tiles.attend_backward(self.slope, self.q, self.k, self.v, normalizer)]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("length", [32, 64, 96, 128, 160, 608])
+@pytest.mark.parametrize(
+    ("documents", "heads", "width"), [(1, (3, 3), 64), (3, (1, 1), 32), (2, (2, 1), 128), (1, (1, 4), 96)], ids=str
+)
+def test_it_is_attention(tiles: Tiles, documents: int, heads: tuple[int, int], length: int, width: int) -> None:
+    drawn = Drawn.of(documents, heads, length, width)
+    heard, normalizer, *gradients = (
+        relative(one, other) for one, other in zip(drawn.tiled(tiles), drawn.exact(), strict=True)
+    )
+    assert heard <= ROUNDING
+    assert normalizer <= 1e-6
+    assert max(gradients) <= ROUNDING
+
+
+def test_large_scores_are_no_trouble(tiles: Tiles) -> None:
+    """Of which the exponential is beyond all numbers, and most probabilities are 0."""
+    drawn = Drawn.of(1, (1, 2), 160, 64, size=100)
+    found, expected = drawn.tiled(tiles), drawn.exact()
+    assert float(expected[1].max()) > 89  # the logarithm of the largest fp32
+    assert relative(found[0], expected[0]) <= ROUNDING
+    assert relative(found[1], expected[1]) <= 1e-6
+    assert relative(found[3], expected[3]) <= 0.02  # p has few neighbours of 1, and ds is what is left
+
+
+def test_no_token_hears_a_later_one(tiles: Tiles) -> None:
+    drawn = Drawn.of(1, (1, 2), 160, 64)
+    before, _ = tiles.attend(drawn.q, drawn.k, drawn.v)
+    k, v = drawn.k.clone(), drawn.v.clone()
+    k[:, 75:], v[:, 75:] = 7, -7
+    after, _ = tiles.attend(drawn.q, k, v)
+    assert torch.equal(before[:, :75], after[:, :75])
+    assert not torch.equal(before[:, 75:], after[:, 75:])
+
+
+def test_documents_are_apart(tiles: Tiles) -> None:
+    """Each alone comes to the same bits as all together."""
+    drawn = Drawn.of(3, (2, 3), 96, 64)
+    together = drawn.tiled(tiles)
+    for i in range(3):
+        alone = Drawn(*(part.chunk(3)[i].contiguous() for part in (drawn.q, drawn.k, drawn.v, drawn.slope)))
+        assert all(
+            torch.equal(one, all_[i]) for one, all_ in zip(alone.tiled(tiles), map(thirds, together), strict=True)
+        )
+
+
+def thirds(x: Tensor) -> tuple[Tensor, ...]:
+    return x.chunk(3)
+
+
+def test_threads_and_what_lay_in_memory_change_no_bit(tiles: Tiles) -> None:
+    drawn, threads = Drawn.of(1, (3, 3), 224, 64), torch.get_num_threads()
+    expected = drawn.tiled(tiles)
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            left = [torch.full((numbers,), float("nan")) for numbers in (64 * 240, 9 * 64 * 240, 3 * 32 * 240)]
+            del left
+            assert all(torch.equal(one, other) for one, other in zip(drawn.tiled(tiles), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("part", ["q", "k", "v", "slope"])
+def test_what_is_no_number_is_not_swallowed(tiles: Tiles, part: str) -> None:
+    drawn = Drawn.of(1, (1, 1), 64, 32)
+    getattr(drawn, part)[0, 40, 3] = float("nan")
+    heard, _, *gradients = drawn.tiled(tiles)
+    assert (
+        heard[:, :32].isfinite().all()
+    )  # of the block of 32 it is in, a value that weighs 0 still counts as no number
+    assert part == "slope" or heard[:, 40:].isnan().any()
+    assert any(gradient.isnan().any() for gradient in gradients)
+
+
+def test_products_of_torch_go_on_as_before(tiles: Tiles) -> None:
+    """Shapes of tiles belong to the thread; the libraries set them for each of their products."""
+    drawn = Drawn.of(1, (1, 1), 64, 64)
+    x = drawn.q[0]
+    expected = x @ x.T
+    for _ in range(3):
+        drawn.tiled(tiles)
+        assert torch.equal(x @ x.T, expected)
