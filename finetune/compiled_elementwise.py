@@ -7,15 +7,14 @@ elementwise_library.py makes a library of them; torch.compile took 20 s for the 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from evaluation.model import frozen_weight, packed_weight
+from finetune.compiled_tiles import CompiledTiles, tiles_ready, typed
 from finetune.elementwise import Block, Group, Heads, Norm, Rotation, Tiles
-from finetune.tiled_attention import TiledAttention, tiles_ready
 
 _P, _N, _F, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS: dict[str, tuple[type, ...]] = {
@@ -46,9 +45,9 @@ class CompiledElementwise:
         for threads in _threads_of_torch():  # the library's calls of OpenMP are to reach the pool that torch has
             ctypes.CDLL(threads, mode=ctypes.RTLD_GLOBAL)
         loaded = ctypes.CDLL(str(library))
-        self.tiles: Tiles | None = TiledAttention(loaded) if tiles_ready(loaded) else None
+        self.tiles: Tiles | None = CompiledTiles(loaded) if tiles_ready(loaded) else None
         self._calls = {
-            dtype: {name: _typed(loaded[f"{name}_{suffix}"], given) for name, given in ARGUMENTS.items()}
+            dtype: {name: typed(loaded[f"{name}_{suffix}"], given) for name, given in ARGUMENTS.items()}
             for dtype, suffix in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16"))
         }
 
@@ -136,11 +135,6 @@ def _threads_of_torch() -> set[str]:
     """Return the files of the OpenMP library that torch brought into this process."""
     mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     return {line.split(maxsplit=5)[5] for line in mapped if "libgomp" in line}
-
-
-def _typed(function: Callable[..., None], arguments: tuple[type, ...]) -> Callable[..., None]:
-    function.argtypes, function.restype = arguments, None  # type: ignore[attr-defined]
-    return function
 
 
 def _rows(normalizer_RQ: Tensor, block: Block) -> tuple[int, int, int, int, int]:

@@ -88,10 +88,15 @@ class Block:
         return slice(0, self.end)
 
 
-class Tiles(Protocol):
-    """Attends in bfloat16, causally, within documents of one length that are laid out by head.
+TILES_MULTIPLE = 32
+"""Tokens, inputs, outputs, and the numbers of a head come in multiples of it where tiles compute; ranks are even."""
 
-    Queries are (B·K·G, L, E), keys and values (B·K, L, E), with L and E multiples of 32.
+
+class Tiles(Protocol):
+    """Computes products in bfloat16 by the tiles of a processor, where single calls would read or copy too much.
+
+    Attention is causal and within documents of one length, laid out by head: queries are (B·K·G, L, E), keys and values
+    (B·K, L, E). R or S are ranks.
     """
 
     def attend(self, q_HLE: Tensor, k_KLE: Tensor, v_KLE: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +107,21 @@ class Tiles(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of queries, keys and values."""
 
+    def project_low(self, x_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
+        """Return x Aᵀ, (T, S), and write it behind x, where there is room for it, as in the rows of A."""
+
+    def add_low_rank(self, slope_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
+        """Return x + low A, (T, I), of x and low that lie beside each other, (T, I + S)."""
+
+    def factor_gradient(self, low_TR: Tensor, x_TN: Tensor, scaling: float, *, across: bool) -> Tensor:
+        """Return scaling · lowᵀ x in fp32, (R, N), or (N, R) where it is across."""
+
 
 class Elementwise(Protocol):
     """Computes those parts. What is said to be used up may be overwritten by the result."""
 
     tiles: Tiles | None
-    """Attention as a whole, where this machine computes it in its cache."""
+    """Attention and the products of adapters, on processors that have tiles."""
 
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return the normed tokens, with zeros behind each (T, D + room), and what each was multiplied with in fp32."""

@@ -1,4 +1,4 @@
-"""Compiles elementwise.cpp and attention.cpp once a machine, in two seconds, where it has GCC."""
+"""Compiles elementwise.cpp, attention.cpp and low_rank.cpp once a machine, in a few seconds, where it has GCC."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from finetune.compiled_elementwise import CompiledElementwise
 from finetune.elementwise import Elementwise, TorchElementwise
 from finetune.machine import COMPILER, compiler_version, processor_flags
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp"))
-HEADER = Path(__file__).with_name("numbers.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "low_rank.cpp"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 WIDE = ("-mprefer-vector-width=512",)
 """On x86, where GCC takes half of a register of AVX-512 otherwise: SwiGLU took 1.4 times as long."""
@@ -49,7 +49,7 @@ def _compiled(folder: Path) -> Path:
     """Return the library, from the folder or new; its name ends with the hash of its content."""
     flags = (*FLAGS, *(WIDE if platform.machine() == "x86_64" else ()))
     made_of: list[JsonValue] = [
-        *(sha256_of_file(file) for file in (*SOURCES, HEADER)),
+        *(sha256_of_file(file) for file in (*SOURCES, *HEADERS)),
         list(flags),
         compiler_version(),
         platform.machine(),

@@ -9,7 +9,7 @@ Shapes: T tokens, I inputs, O outputs of all layers together, S their ranks toge
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from evaluation.model import is_dense
-from finetune.elementwise import Elementwise
+from finetune.elementwise import TILES_MULTIPLE, Elementwise, Tiles
 from finetune.matrix_product import product
 
 BEYOND = 64
@@ -46,6 +46,8 @@ class Stack:
 
     linears: tuple[Linear, ...]
     elementwise: Elementwise
+    tiles: Tiles | None
+    """Compute the products of the adapters, where their sizes fit."""
     kept_OW: Tensor | None
     """W, with room for s B beside it, where W is dense; the frozen layers' own weights are views of it."""
 
@@ -96,9 +98,10 @@ def build_linear(module: nn.Module, adapter: str) -> Linear:
     return Linear(frozen, parts.lora_A[adapter].weight, parts.lora_B[adapter].weight, parts.scaling[adapter])
 
 
-def build_stack(linears: Sequence[Linear], elementwise: Elementwise) -> Stack:
-    """Put layers together; dense weights move to where s B has room beside them."""
-    stack = Stack(tuple(linears), elementwise, None)
+def build_stack(linears: Sequence[Linear], elementwise: Elementwise, dtype: torch.dtype) -> Stack:
+    """Put layers together that compute in a type; dense weights move to where s B has room beside them."""
+    tiles = elementwise.tiles if dtype == torch.bfloat16 and all(map(_fits_tiles, linears)) else None
+    stack = Stack(tuple(linears), elementwise, tiles, None)
     if not all(is_dense(linear.layer) for linear in linears):
         return stack
     numbers = stack.outputs * stack.width
@@ -106,7 +109,12 @@ def build_stack(linears: Sequence[Linear], elementwise: Elementwise) -> Stack:
     for linear, rows, _ in stack.places():
         kept_OW[rows, : stack.inputs] = linear.layer.weight.data
         linear.layer.weight.data = kept_OW[rows, : stack.inputs]
-    return Stack(stack.linears, elementwise, kept_OW)
+    return replace(stack, kept_OW=kept_OW)
+
+
+def _fits_tiles(linear: Linear) -> bool:
+    sizes = (linear.layer.in_features, linear.layer.out_features)
+    return linear.rank > 0 and linear.rank % 2 == 0 and all(size % TILES_MULTIPLE == 0 for size in sizes)
 
 
 def build_factors(stack: Stack, dtype: torch.dtype) -> Factors:
@@ -126,8 +134,11 @@ def project(x_TW: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tenso
     oneDNN reads past the end of a short row and multiplies what it finds with 0, which not a number survives; so no
     factor of a product is a part of wider rows, unless it fills oneDNN's blocks (matrix_product.py).
     """
-    low_TS = x_TW @ factors.a_SW.T
-    x_TW[:, stack.inputs :] = low_TS
+    if stack.tiles is not None:
+        low_TS = stack.tiles.project_low(x_TW, factors.a_SW, stack.inputs)
+    else:
+        low_TS = x_TW @ factors.a_SW.T
+        x_TW[:, stack.inputs :] = low_TS
     return product(x_TW, _weight(stack, factors).T), low_TS
 
 
@@ -136,6 +147,8 @@ def project_backward(slope_TO: Tensor, stack: Stack, factors: Factors) -> tuple[
     slope_TW = product(slope_TO, _weight(stack, factors))
     if not stack.ranks:
         return slope_TW, slope_TW.new_empty(len(slope_TW), 0)
+    if stack.tiles is not None:
+        return stack.tiles.add_low_rank(slope_TW, factors.a_SW, stack.inputs), slope_TW[:, stack.inputs :]
     dlow_TS = slope_TW[:, stack.inputs :].contiguous()
     return torch.addmm(slope_TW[:, : stack.inputs], dlow_TS, factors.a_SW[:, : stack.inputs]), dlow_TS
 
@@ -146,6 +159,13 @@ def adapter_gradients(
     """Return the gradients of A and B of each layer, in fp32."""
     if not stack.ranks:
         return [None] * (2 * len(stack.linears))
+    if (tiles := stack.tiles) is not None:
+        da_SI = tiles.factor_gradient(dlow_TS, x_TI, 1.0, across=False)
+        both = [
+            (da_SI[columns], tiles.factor_gradient(low_TS[:, columns], slope_TO[:, rows], linear.scaling, across=True))
+            for linear, rows, columns in stack.places()
+        ]
+        return [gradient for pair in both for gradient in pair]
     da_SI, db_SO = (dlow_TS.T @ x_TI).float(), low_TS.T @ slope_TO
     gradients: list[Tensor | None] = []
     for linear, rows, columns in stack.places():

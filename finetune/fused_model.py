@@ -15,16 +15,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaFor
 from evaluation.rendering import IGNORE
 from evaluation.token_loss import shift
 from finetune.batch_cutting import Batch
-from finetune.elementwise import Elementwise, Group, Heads, Norm, Rotation
+from finetune.elementwise import TILES_MULTIPLE, Elementwise, Group, Heads, Norm, Rotation
 from finetune.fused_attention import Attention, Row, group_documents
 from finetune.fused_layer import Layer, compute
 from finetune.fused_linear import Stack, build_linear, build_stack
 
 ADAPTER = "default"
 """The name that peft gives the one adapter."""
-MULTIPLE = 32
-"""In bf16 zeros fill a row, and its documents for their attention, up to a multiple: oneDNN compiles a product for its
-shape, in 2 ms, and keeps half a megabyte of it."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -79,7 +76,9 @@ class FusedModel:
         self._scaling = float(self._decoder.layers[0].self_attn.scaling)
         self._elementwise = elementwise
         self.recompute = recompute
-        self.multiple = MULTIPLE if self._decoder.embed_tokens.weight.dtype == torch.bfloat16 else 1
+        # In bf16 zeros fill a row up, and its documents for their attention: so tiles need them, and oneDNN compiles a
+        # product for its shape, in 2 ms, and keeps half a megabyte of it.
+        self.multiple = TILES_MULTIPLE if self._decoder.embed_tokens.weight.dtype == torch.bfloat16 else 1
 
     def hidden_states(self, documents: Sequence[Tensor]) -> Tensor:
         """Return the last hidden states of documents, given longest first, one after another: (T, D)."""
@@ -137,10 +136,11 @@ def build_layer(module: Any, elementwise: Elementwise) -> Layer:
     heads = Heads(config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads)
 
     input_norm = build_norm(module.input_layernorm)
-    fits = input_norm.weight_D.dtype == torch.bfloat16 and attention.head_dim % MULTIPLE == 0
+    dtype = input_norm.weight_D.dtype
+    fits = dtype == torch.bfloat16 and attention.head_dim % TILES_MULTIPLE == 0
 
     def stack(*modules: nn.Module) -> Stack:
-        return build_stack([build_linear(module, ADAPTER) for module in modules], elementwise)
+        return build_stack([build_linear(module, ADAPTER) for module in modules], elementwise, dtype)
 
     return Layer(
         input_norm,

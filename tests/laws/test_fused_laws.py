@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from evaluation.model import ModelSpec, Quantization, load_base
 from evaluation.rendering import IGNORE
 from finetune.adapter import ADAPTER_FILE
-from finetune.elementwise import Elementwise
+from finetune.elementwise import TILES_MULTIPLE, Elementwise
 from finetune.elementwise_library import load_elementwise
 from finetune.fused_attention import BLOCK, group_documents
-from finetune.fused_model import MULTIPLE, FusedModel, documents_of, why_plain
+from finetune.fused_model import FusedModel, documents_of, why_plain
 from finetune.machine import compiler_version
 from finetune.matrix_product import product
 from finetune.packing import pack_examples
@@ -150,7 +150,7 @@ def test_documents_of_any_length(lengths: tuple[int, ...], recompute: bool, elem
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("multiple", [3, MULTIPLE])
+@pytest.mark.parametrize("multiple", [3, TILES_MULTIPLE])
 def test_zeros_behind_documents_change_nothing(
     lengths: tuple[int, ...], multiple: int, elementwise: Elementwise
 ) -> None:
@@ -158,7 +158,7 @@ def test_zeros_behind_documents_change_nothing(
 
 
 def test_products_of_bfloat16_have_few_shapes() -> None:
-    assert FusedModel(adapted(llama().bfloat16()), load_elementwise(compiled=False)).multiple == MULTIPLE
+    assert FusedModel(adapted(llama().bfloat16()), load_elementwise(compiled=False)).multiple == TILES_MULTIPLE
     assert FusedModel(adapted(llama()), load_elementwise(compiled=False)).multiple == 1
 
 
@@ -246,7 +246,7 @@ def test_a_product_in_parts_is_the_whole_one(rows: int) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.sampled_from([1, 3, MULTIPLE]))
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.sampled_from([1, 3, TILES_MULTIPLE]))
 def test_groups_hold_every_token_once_and_little_padding(lengths: list[int], multiple: int) -> None:
     lengths = sorted(lengths, reverse=True)
     groups = group_documents(lengths, multiple)
