@@ -1,4 +1,4 @@
-"""Attention by the tiles of the processor is attention, as exactly as bfloat16 allows, and looks at nothing else."""
+"""Tiles of the processor compute what torch does, as exactly as bfloat16 allows, and look at nothing else."""
 
 from __future__ import annotations
 
@@ -150,3 +150,62 @@ def test_products_of_torch_go_on_as_before(tiles: Tiles) -> None:
     for _ in range(3):
         drawn.tiled(tiles)
         assert torch.equal(x @ x.T, expected)
+
+
+# ------------------------------------------------------------------ the products of adapters
+
+SIZES = [(32, 32, 2), (64, 96, 6), (1024, 576, 48), (96, 160, 100), (32, 1536, 16), (64, 64, 34)]
+"""Tokens, inputs, ranks."""
+
+
+@dataclass(frozen=True)
+class Low:
+    """Tokens with room or something else behind them, and the first factor of an adapter with zeros behind it."""
+
+    x_TW: Tensor
+    a_SW: Tensor
+    inputs: int
+
+    @staticmethod
+    def of(tokens: int, inputs: int, ranks: int) -> Low:
+        draw = torch.Generator().manual_seed(tokens + inputs + ranks)
+        a = torch.zeros(ranks, inputs + ranks)
+        a[:, :inputs] = torch.randn(ranks, inputs, generator=draw) * inputs**-0.5
+        return Low(torch.randn(tokens, inputs + ranks, generator=draw).bfloat16(), a.bfloat16(), inputs)
+
+    @property
+    def x_TI(self) -> Tensor:
+        return self.x_TW[:, : self.inputs]
+
+    @property
+    def a_SI(self) -> Tensor:
+        return self.a_SW[:, : self.inputs]
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
+def test_tokens_are_projected_and_written_behind(tiles: Tiles, tokens: int, inputs: int, ranks: int) -> None:
+    low = Low.of(tokens, inputs, ranks)
+    x_TI, expected = low.x_TI.clone(), low.x_TI.double() @ low.a_SI.double().T
+    found = tiles.project_low(low.x_TW, low.a_SW, inputs)
+    assert relative(found, expected) <= ROUNDING
+    assert torch.equal(found, low.x_TW[:, inputs:])
+    assert torch.equal(x_TI, low.x_TI)
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
+def test_what_is_behind_is_projected_back_and_added(tiles: Tiles, tokens: int, inputs: int, ranks: int) -> None:
+    low = Low.of(tokens, inputs, ranks)
+    expected = low.x_TI.double() + low.x_TW[:, inputs:].double() @ low.a_SI.double()
+    assert relative(tiles.add_low_rank(low.x_TW, low.a_SW, inputs), expected) <= ROUNDING
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
+@pytest.mark.parametrize("across", [False, True])
+def test_gradients_of_factors_are_exact(tiles: Tiles, tokens: int, inputs: int, ranks: int, across: bool) -> None:
+    """Of parts of wider rows, in fp32."""
+    low = Low.of(tokens, inputs, ranks)
+    of_low = low.x_TW[:, inputs:]
+    expected = 0.5 * of_low.double().T @ low.x_TI.double()
+    found = tiles.factor_gradient(of_low, low.x_TI, 0.5, across=across)
+    assert found.is_contiguous()
+    assert relative(found.T if across else found, expected) <= 1e-6
