@@ -63,7 +63,7 @@ CONFIGURATIONS = (
     Configuration("60m", "nf4+ckpt", "bfloat16", 1024, 2048),
     Configuration("135m", "lora", "bfloat16", 128, 512),
     Configuration("135m", "lora+ckpt", "bfloat16", 512, 1024),
-    Configuration("135m", "lora", "bfloat16", 1024, 1024),
+    Configuration("135m", "lora", "bfloat16", 900, 1024),
     Configuration("135m", "nf4", "bfloat16", 256, 1024),
     Configuration("135m", "nf4+ckpt", "float32", 256, 1024),
 )
@@ -88,7 +88,7 @@ def write_recipe(folder: Path, asked: Configuration) -> Path:
         "data": {
             "train": [{"source": str(folder / "rows.csv"), "rows": "text"}],
             "held_out": {"fraction": 0.25},
-            "max_tokens": max(64, 2 * asked.length),
+            "max_tokens": min(max(64, 2 * asked.length), asked.micro_batch),
             "audit": {"maximum_duplicates": 1.0},
             "leakage": {"maximum_share": 1.0, "maximum_near_share": 1.0},
         },

@@ -70,6 +70,7 @@ class FusedModel:
     def __init__(self, model: PeftModel, elementwise: Elementwise, *, recompute: bool = False) -> None:
         """Take a model that `why_plain` has nothing against; `recompute` keeps little for the backward pass."""
         base = cast(Any, model.get_base_model())
+        _copy_out_of_file(base)
         self._decoder = base.model
         self._layers = [build_layer(layer, elementwise) for layer in self._decoder.layers]
         self._norm = build_norm(self._decoder.norm)
@@ -103,6 +104,14 @@ class FusedModel:
         sin_TE[:, : sin_TE.shape[-1] // 2].neg_()
         scaled = Rotation(cos_TE * self._scaling, sin_TE * self._scaling)
         return Row(groups, scaled, Rotation(cos_TE, sin_TE))
+
+
+def _copy_out_of_file(base: nn.Module) -> None:
+    """Copy the weights that `build_stack` does not move: one that lies in a mapped file keeps all of it in memory."""
+    moved = {id(module.weight) for name, module in base.named_modules() if name.rpartition(".")[2] in PROJECTIONS}
+    for parameter in base.parameters():
+        if id(parameter) not in moved and not parameter.requires_grad:
+            parameter.data = parameter.data.clone()
 
 
 def documents_of(batch: Batch) -> tuple[list[Tensor], Tensor]:

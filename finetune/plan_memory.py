@@ -38,6 +38,8 @@ FUSED_TILE_ROWS, FUSED_TILE_COLUMNS = 4096, 32_768
 
 CPU_PROCESS = 750_000_000
 """Python, torch, transformers, peft and TRL with nothing loaded, their thread pools and kernels (docs/planning.md)."""
+CPU_PROCESS_LOADING = 600_000_000
+"""The same before anything is trained."""
 CUDA_WORKSPACE = 100_000_000
 """cuBLAS's workspace and small buffers, which torch counts; the CUDA context is not counted by torch, but by
 `finetune.plan_devices` as what a device does not have to give."""
@@ -104,9 +106,9 @@ def predict(setup: Setup) -> Memory:
         logits=logits,
         workspace=process + max(0, backward - logits),
     )
-    loading = process + memory.weights + memory.quantization + setup.stored_bytes
+    loading = CPU_PROCESS_LOADING + memory.weights + memory.quantization + setup.stored_bytes
     if setup.device == "cpu" and loading > memory.total:
-        return Memory(memory.weights, memory.quantization, 0, 0, 0, 0, 0, process + setup.stored_bytes)
+        return Memory(memory.weights, memory.quantization, 0, 0, 0, 0, 0, CPU_PROCESS_LOADING + setup.stored_bytes)
     return memory
 
 
