@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +166,19 @@ def test_products_of_bfloat16_have_few_shapes() -> None:
 def test_a_base_in_nf4(tmp_path: Path, elementwise: Elementwise) -> None:
     base = load_base(ModelSpec(write_tiny_base(tmp_path), quantization=Quantization(), dtype="float32", device="cpu"))
     assert_alike(adapted(base), random_documents((40, 30, 8)), elementwise)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is told by Linux")
+@pytest.mark.parametrize("quantization", [None, Quantization()], ids=["dense", "NF4"])
+def test_nothing_keeps_the_file_of_the_base_in_memory(tmp_path: Path, quantization: Quantization | None) -> None:
+    """One weight that lies in a mapped file keeps all of it there, beside the copies."""
+    place = write_tiny_base(tmp_path)
+    base = load_base(ModelSpec(place, quantization=quantization, dtype="float32", device="cpu"))
+    mapped = Path("/proc/self/maps")
+    assert str(place) in mapped.read_text()
+    model = adapted(base)  # type: ignore[arg-type]
+    FusedModel(model, load_elementwise(compiled=False))
+    assert str(place) not in mapped.read_text()
 
 
 def test_what_is_computed_anew_is_the_same_to_the_bit(elementwise: Elementwise) -> None:
