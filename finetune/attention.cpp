@@ -17,8 +17,9 @@ inline __mmask16 lanes_seen(int64_t first, int64_t seen) {
     return left >= LANES ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
 }
 
-// e^x for x <= 0: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power, which leaves out 1.2e-7.
+// e^x for x <= 0, as good as 0 below -104: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power, which leaves out 1.2e-7.
 inline __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-104), x);  // the second where one is no number
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
     __m512 series = _mm512_set1_ps(1.38888889e-3f);  // 1 / 6!

@@ -47,6 +47,7 @@ void strip(const bf16 *turned, int64_t turned_wide, const bf16 *x, int64_t x_wid
     }
     for (int64_t t = 0; t < T; t += 32) {
         pair_block(x + t * x_wide, x_wide, pairs);
+        written();
         for (int half = 0; half < 2; half++) {
             _tile_loadd(7, pairs + 16 * half, 128);
             _tile_loadd(6, turned + t, step);

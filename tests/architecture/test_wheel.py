@@ -70,7 +70,8 @@ def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
 def test_nothing_else_is_shipped(wheel: set[str]) -> None:
     own = {name for name in wheel if not name.partition("/")[0].endswith(".dist-info")}
     assert {name.partition("/")[0] for name in own} == set(PACKAGES)
-    assert {Path(name).suffix for name in own} <= {".py", ".yaml", ".jsonl", ".jinja", ".css", ".txt", ".typed", ".cpp", ".h"}
+    kinds = {".py", ".yaml", ".jsonl", ".jinja", ".css", ".txt", ".typed", ".cpp", ".h"}
+    assert {Path(name).suffix for name in own} <= kinds
 
 
 def test_both_commands_are_declared(wheel: set[str]) -> None:

@@ -24,7 +24,8 @@ from finetune.adapter import ADAPTER_FILE
 from finetune.elementwise import TILES_MULTIPLE, Elementwise
 from finetune.elementwise_library import load_elementwise
 from finetune.fused_attention import BLOCK, group_documents
-from finetune.fused_model import FusedModel, documents_of, why_plain
+from finetune.fused_layer import Layer
+from finetune.fused_model import FusedModel, build_layer, documents_of, why_plain
 from finetune.machine import compiler_version
 from finetune.matrix_product import product
 from finetune.packing import pack_examples
@@ -32,6 +33,7 @@ from finetune.recipe import Recipe
 from finetune.training_records import StepMetrics, TrainingSummary
 
 VOCABULARY = len(build_tokenizer())
+FILLS_TILES = {"head_dim": 64, "hidden_size": 96, "intermediate_size": 160}
 LENGTHS = [(5,), (24, 24, 24), (30, 11, 9, 2, 1), (150, 140, 100, 40), (BLOCK + 30, BLOCK), (3 * BLOCK + 9, 3)]
 """One document; equal ones; unequal ones; several groups; one of two blocks beside one of one; one of four."""
 
@@ -158,6 +160,18 @@ def test_zeros_behind_documents_change_nothing(
     assert_alike(adapted(llama()), random_documents(lengths), elementwise, multiple=multiple)
 
 
+def test_tiles_compute_where_sizes_fit(elementwise: Elementwise) -> None:
+    def built(model: LlamaForCausalLM, rank: int) -> Layer:
+        return build_layer(adapted(model, r=rank).get_base_model().model.layers[0], elementwise)
+
+    fits = built(llama(**FILLS_TILES).bfloat16(), 4)
+    assert fits.attention.tiles is elementwise.tiles
+    assert {stack.tiles for stack in (fits.inputs, fits.output, fits.gates, fits.down)} == {elementwise.tiles}
+    for layer in (built(llama().bfloat16(), 4), built(llama(**FILLS_TILES), 4)):
+        assert layer.attention.tiles is layer.inputs.tiles is layer.gates.tiles is None
+    assert built(llama(**FILLS_TILES).bfloat16(), 3).inputs.tiles is None
+
+
 def test_products_of_bfloat16_have_few_shapes() -> None:
     assert FusedModel(adapted(llama().bfloat16()), load_elementwise(compiled=False)).multiple == TILES_MULTIPLE
     assert FusedModel(adapted(llama()), load_elementwise(compiled=False)).multiple == 1
@@ -181,8 +195,10 @@ def test_nothing_keeps_the_file_of_the_base_in_memory(tmp_path: Path, quantizati
     assert str(place) not in mapped.read_text()
 
 
-def test_what_is_computed_anew_is_the_same_to_the_bit(elementwise: Elementwise) -> None:
-    model, documents = adapted(llama()), random_documents((60, 50, 9))
+@pytest.mark.parametrize("tiles", [False, True], ids=["fp32", "bf16, fills tiles"])
+def test_what_is_computed_anew_is_the_same_to_the_bit(tiles: bool, elementwise: Elementwise) -> None:
+    model = adapted(llama(**FILLS_TILES).bfloat16() if tiles else llama())
+    documents = random_documents((60, 50, 9))
     found = []
     for recompute in (False, True):
         FusedModel(model, elementwise, recompute=recompute).hidden_states(documents).square().sum().backward()
@@ -198,9 +214,6 @@ def test_a_document_sees_no_other(elementwise: Elementwise) -> None:
     assert torch.equal(before[:40], after[:40])
     assert torch.equal(before[78:], after[78:])
     assert not torch.equal(before[40:78], after[40:78])
-
-
-FILLS_TILES = {"head_dim": 64, "hidden_size": 96, "intermediate_size": 160}
 
 
 @pytest.mark.parametrize("rank", [4, 3])

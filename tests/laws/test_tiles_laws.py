@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.token_loss import labelled_nll
 from finetune.elementwise import Tiles
 from finetune.elementwise_library import NotCompiled, load_elementwise
 
@@ -92,6 +93,13 @@ def test_large_scores_are_no_trouble(tiles: Tiles) -> None:
     assert relative(found[3], expected[3]) <= 0.02  # p has few neighbours of 1, and ds is what is left
 
 
+def test_scores_beyond_all_measure_are_no_trouble(tiles: Tiles) -> None:
+    """Differences of 10¹⁶, of which a rest after whole powers of 2 is a large number itself."""
+    drawn = Drawn.of(1, (1, 1), 32, 32)
+    drawn.q[..., 0], drawn.k[..., 0] = 1e8, torch.linspace(-1e8, 1e8, 32).bfloat16()
+    assert all(one.isfinite().all() for one in drawn.tiled(tiles))
+
+
 def test_no_token_hears_a_later_one(tiles: Tiles) -> None:
     drawn = Drawn.of(1, (1, 2), 160, 64)
     before, _ = tiles.attend(drawn.q, drawn.k, drawn.v)
@@ -145,11 +153,12 @@ def test_what_is_no_number_is_not_swallowed(tiles: Tiles, part: str) -> None:
 def test_products_of_torch_go_on_as_before(tiles: Tiles) -> None:
     """Shapes of tiles belong to the thread; the libraries set them for each of their products."""
     drawn = Drawn.of(1, (1, 1), 64, 64)
-    x = drawn.q[0]
-    expected = x @ x.T
+    x, words = drawn.q[0], torch.arange(64)
+    product, losses = x @ x.T, labelled_nll(x, drawn.k[0], words)
     for _ in range(3):
         drawn.tiled(tiles)
-        assert torch.equal(x @ x.T, expected)
+        assert torch.equal(x @ x.T, product)
+        assert torch.equal(labelled_nll(x, drawn.k[0], words), losses)
 
 
 # ------------------------------------------------------------------ the products of adapters
