@@ -7,7 +7,7 @@ datasets/<key>/          links to the files of one split of a hub data set
 rows/<key>/              what a source's rows became, with their account
 examples/<key>.arrow     what a chunk of conversations became, its hash beside it
 hub/                     laid out by huggingface_hub
-kernels/<key>-<sha256>.so what elementwise.cpp was compiled to
+kernels/<key>-<sha256>.so what elementwise.cpp and its neighbours were compiled to
 fetched/<key>.sha256     what the files of a fetched model or data set were
 """
 
