@@ -17,7 +17,8 @@ inline __mmask16 lanes_seen(int64_t first, int64_t seen) {
     return left >= LANES ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
 }
 
-// e^x for x <= 0, as good as 0 below -104: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power, which leaves out 1.2e-7.
+// e^x for x <= 0, as good as 0 below -104: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power,
+// which leaves out 1.2e-7.
 inline __m512 exponential(__m512 x) {
     x = _mm512_max_ps(_mm512_set1_ps(-104), x);  // the second where one is no number
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -52,16 +53,16 @@ void round_row(const float *x, float times, bf16 *to, int64_t numbers) {
     for (int64_t i = 0; i < numbers; i += LANES) store(to + i, rounded(_mm512_mul_ps(_mm512_loadu_ps(x + i), all)));
 }
 
-// Queries that are computed at once: of a short document few, so that little is computed of what they may not see.
 constexpr int64_t LONGEST_BLOCK = 64;
 
+// Queries that are computed at once: of a short document few, so that little is computed of what they may not see.
 int64_t block_of(int64_t L) { return L <= 64 ? 32 : LONGEST_BLOCK; }
 
-// What a row of scores weighs its values with, not yet divided by their sum, zero behind `seen`.
 struct Weights {
     float share, normalizer;  // 1 / sum, and the logarithm of the sum of e^score
 };
 
+// Turns a row of scores into what it weighs its values with, not yet divided by their sum, zero behind `seen`.
 Weights weigh(const float *scores, bf16 *weights, int64_t seen, int64_t keys) {
     __m512 lowest = _mm512_set1_ps(-__builtin_inff()), most = lowest, sum = _mm512_setzero_ps();
     for (int64_t k = 0; k < seen; k += LANES)
