@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,7 @@ def peak(layers: Layers, held: Held, folder: Path) -> int:
     mask[0, -2:] = 0 if held.masked else 1
     cast_to = torch.autocast("cpu", torch.bfloat16) if "autocast" in layers.path else contextlib.nullcontext()
     inner = cast(Any, model.get_base_model()).model
+    gc.collect()  # what is left of the model before would be let go of in between
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         with cast_to:
             output = inner(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
