@@ -160,7 +160,11 @@ class Recorder(TrainerCallback):
 class MemoryReturner(TrainerCallback):
     """Hands freed memory back from time to time, where the process keeps it (`evaluation.allocator`)."""
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Do so before the first step, for what loading left in pieces, and every few steps."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Do so before the first step, also of a run that goes on: loading leaves much in pieces."""
+        return_freed_memory()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Do so every few steps."""
         if state.global_step % MEMORY_EVERY == 0:
             return_freed_memory()
