@@ -1,8 +1,8 @@
 """From a file of rows to token ids and labels, beside the tokenizer alone: `python -m benchmarks.preparing`.
 
-On one core, over the same rows, in turn:
+On one core, over the same rows, in turn, each in a process of its own that has gone over them once before:
 
-- `encode_batch` of the rendered texts, 2,000 at a time: the tokenizer's own rate.
+- `encode_batch` of the rendered texts, 2,000 at a time, by the tokenizer as transformers loads it: its own rate.
 - The path from JSONL to token ids and labels: read the lines, make conversations of them, render, tokenize, mask, and
   write the examples to the disk.
 - The same, with what every run does to each row beside that: the search for secrets, and the keys that it is drawn and
@@ -15,6 +15,7 @@ languages), at several numbers of rows, with the most memory that it takes.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -22,7 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.prepare_scale import BASE, recipe_for, words_of, write_rows
 from benchmarks.spread import machine_line, spread, table
@@ -41,11 +49,26 @@ from finetune.uncollected import uncollected_imports
 from finetune.workers import chunked
 
 MOST_MEMORY = re.compile(r"most memory: ([\d,]+) MiB, workers together ([\d,]+) MiB")
+Way = Literal["encode", "path", "searched"]
+WAYS: dict[Way, str] = {
+    "encode": "`encode_batch` alone",
+    "path": "JSONL to token ids and labels",
+    "searched": "the same with secrets and keys",
+}
 ROWS_A_SECOND = re.compile(r"rows in [\d.,]+ s: ([\d,]+) rows/s, ([\d,]+) tokens")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one process took."""
+
+    seconds: float
+    """Of processors."""
+    tokens: int
+
+
 class Rows:
-    """The rows, and three ways to go over them."""
+    """The rows, and ways to go over them."""
 
     def __init__(self, source: Source, renderer: Renderer, settings: RenderSettings, folder: Path) -> None:
         """Take the source, and where examples are written."""
@@ -87,42 +110,57 @@ class Rows:
         return sum(len(outcome.example.input_ids) for outcome in outcomes if outcome.example)
 
 
-def seconds_of(work: Callable[[], int]) -> tuple[float, int]:
-    """Measure the seconds of processors that something takes; also return its tokens."""
-    began = time.process_time()
-    tokens = work()
-    return time.process_time() - began, tokens
-
-
-def compare(file: Path, base: Path, folder: Path, rounds: int) -> str:
-    """Measure the three on one core and return a table."""
+def measured(way: Way, file: Path, base: Path, folder: Path) -> Measured:
+    """Go over the rows in one way, twice, and measure the second."""
     with uncollected_imports():  # as a run imports the data stage
         renderer = Renderer(load_tokenizer(base))
     recipe = recipe_for(file)
     path = Rows(recipe.data.train[0], renderer, train_settings(recipe), folder)
-    texts = path.texts()
-    backend = renderer.tokenizer.backend_tokenizer
+    work: Callable[[], int]
+    match way:
+        case "encode":
+            work = functools.partial(encoded, path.texts(), base)
+        case "path":
+            work = path.to_examples
+        case "searched":
+            work = path.to_examples_searched
+    work()
+    began = time.process_time()
+    tokens = work()
+    return Measured(time.process_time() - began, tokens)
 
-    def encoded() -> int:
-        return sum(len(one.ids) for some in texts for one in backend.encode_batch(some, add_special_tokens=False))
 
-    works = {
-        "`encode_batch` alone": encoded,
-        "JSONL to token ids and labels": path.to_examples,
-        "the same with secrets and keys": path.to_examples_searched,
-    }
-    rates: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            seconds, tokens = seconds_of(work)
-            if number:  # the first round warms caches
-                rates[name].append(tokens / seconds)
-    alone = rates["`encode_batch` alone"]
+def encoded(texts: Sequence[list[str]], base: Path) -> int:
+    """Tokenize texts as anyone would who has only the tokenizer; return their tokens."""
+    backend = plain_backend(base)
+    return sum(len(one.ids) for some in texts for one in backend.encode_batch(some, add_special_tokens=False))
+
+
+@functools.cache
+def plain_backend(base: Path) -> Tokenizer:
+    """Load the tokenizer as transformers does."""
+    backend: Tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True).backend_tokenizer
+    return backend
+
+
+def compare(file: Path, base: Path, folder: Path, rounds: int) -> str:
+    """Measure the three on one core and return a table."""
+    rates: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, found in rates.items():
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                of_it = alone.submit(measured, way, file, base, folder).result()
+            found.append(of_it.tokens / of_it.seconds)
     rows = [
-        [name, str(len(found)), spread(found, 0), spread([100 * a / b for a, b in zip(found, alone, strict=True)], 0)]
-        for name, found in rates.items()
+        [name, str(rounds), spread(rates[way], 0), spread(shares(rates[way], rates["encode"]), 0)]
+        for way, name in WAYS.items()
     ]
     return table(["on one core", "n", "tokens per second of it", "% of `encode_batch`"], rows)
+
+
+def shares(rates: Sequence[float], alone: Sequence[float]) -> list[float]:
+    """Return percentages, round by round."""
+    return [100 * rate / whole for rate, whole in zip(rates, alone, strict=True)]
 
 
 def whole_stage(counts: Sequence[int], base: Path) -> str:

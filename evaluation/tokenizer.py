@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evaluation.chat_template import with_fixed_date
 from evaluation.errors import DataError
+
+WORDS_REMEMBERED = 100_000
+"""Whose tokens a byte-pair tokenizer keeps: the library's own 10,000 are soon full, and then nothing is added."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -24,6 +28,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise DataError(f"no tokenizer could be loaded: {first_line}", where=str(folder)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id, so any token will do
+    if tokenizer.is_fast and isinstance(model := tokenizer.backend_tokenizer.model, BPE):
+        model._resize_cache(WORDS_REMEMBERED)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

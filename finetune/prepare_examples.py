@@ -69,6 +69,16 @@ class Outcome:
     """Length before anything was done about it."""
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A row's conversation, or an altered copy of it."""
+
+    row: int
+    """Position in the chunk."""
+    copy: str
+    conversation: Conversation
+
+
 def train_settings(recipe: Recipe) -> RenderSettings:
     """Return how training rows are rendered."""
     data = recipe.data
@@ -98,22 +108,22 @@ def render_rows(renderer: Renderer, settings: RenderSettings, rows: Sequence[Sto
     Raises:
         DataError: the template breaks its laws, or two ways to compute a mask disagree.
     """
-    given = [(i, "", row.parsed()) for i, row in enumerate(rows)]
+    given = [_Given(i, "", row.parsed()) for i, row in enumerate(rows)]
     if settings.augmentation is not None:
         for i, row in enumerate(rows):
-            copies = augment(given[i][2], row.key, settings.augmentation, settings.seed)
-            given += [(i, kind, conversation) for kind, conversation in copies]
-    rendered = renderer.examples([conversation for _, _, conversation in given], settings.train_on)
+            copies = augment(given[i].conversation, row.key, settings.augmentation, settings.seed)
+            given += [_Given(i, kind, conversation) for kind, conversation in copies]
+    rendered = renderer.examples([one.conversation for one in given], settings.train_on)
     outcomes: list[Outcome] = []
     checked: list[Row] = []
-    for (position, copy, conversation), example in zip(given, rendered, strict=True):
+    for one, example in zip(given, rendered, strict=True):
         if isinstance(example, Unrenderable):
-            outcomes.append(Outcome(position, copy, reason=example.reason, detail=example.what))
+            outcomes.append(Outcome(one.row, one.copy, reason=example.reason, detail=example.what))
         else:
-            fitted = _fit(conversation, example, settings, renderer)
-            outcomes += [replace(outcome, row=position, copy=copy) for outcome in fitted]
+            fitted = _fit(one, example, settings, renderer)
+            outcomes += fitted
             if settings.check_masks:
-                checked += _trained_on(rows[position].id, conversation, fitted)
+                checked += _trained_on(rows[one.row].id, one.conversation, fitted)
     if settings.check_masks:
         check_masks(renderer, checked, settings.train_on)
     return outcomes
@@ -127,37 +137,42 @@ def _trained_on(name: str, conversation: Conversation, outcomes: Sequence[Outcom
     return [(name, seen, joined(pieces))] if pieces else []
 
 
-def _fit(conversation: Conversation, example: Example, settings: RenderSettings, renderer: Renderer) -> list[Outcome]:
-    length = len(example.input_ids)
+def _fit(given: _Given, example: Example, settings: RenderSettings, renderer: Renderer) -> list[Outcome]:
+    length, messages = len(example.input_ids), given.conversation.messages
     if length <= settings.max_tokens:
-        return [_learnable(example, length)]
-    if settings.overflow == "split" and conversation.layout == "plain" and len(conversation.messages) == 1:
-        return [Outcome(0, example=piece, tokens=length) for piece in split_example(example, settings.max_tokens)]
+        return [_learnable(given, example, length)]
+    if settings.overflow == "split" and given.conversation.layout == "plain" and len(messages) == 1:
+        pieces = split_example(example, settings.max_tokens)
+        return [Outcome(given.row, given.copy, piece, tokens=length) for piece in pieces]
     if settings.overflow == "truncate":
-        return [_truncated(conversation, example, settings, renderer)]
+        return [_truncated(given, example, settings, renderer)]
     detail = f"{length} tokens, {settings.max_tokens} allowed"
-    return [Outcome(0, reason=TOO_LONG, detail=detail, tokens=length)]
+    return [_set_aside(given, TOO_LONG, detail, length)]
 
 
-def _learnable(example: Example, length: int, shortened: str = "") -> Outcome:
+def _learnable(given: _Given, example: Example, length: int, shortened: str = "") -> Outcome:
     if example.trained_tokens == 0:
-        return Outcome(0, reason="nothing_to_learn", detail="no token of it would be trained on", tokens=length)
-    return Outcome(0, example=example, shortened=shortened, tokens=length)
+        return _set_aside(given, "nothing_to_learn", "no token of it would be trained on", length)
+    return Outcome(given.row, given.copy, example, shortened, tokens=length)
 
 
-def _truncated(conversation: Conversation, example: Example, settings: RenderSettings, renderer: Renderer) -> Outcome:
-    length, shorter = len(example.input_ids), conversation
+def _set_aside(given: _Given, reason: str, detail: str, length: int) -> Outcome:
+    return Outcome(given.row, given.copy, reason=reason, detail=detail, tokens=length)
+
+
+def _truncated(given: _Given, example: Example, settings: RenderSettings, renderer: Renderer) -> Outcome:
+    length, shorter = len(example.input_ids), given.conversation
     while len(example.input_ids) > settings.max_tokens:
         cut = _shortened(shorter, len(example.input_ids) - settings.max_tokens, renderer)
         if cut is None:
             detail = f"{length} tokens; even without its prompt it is longer than {settings.max_tokens}"
-            return Outcome(0, reason="answer_too_long", detail=detail, tokens=length)
+            return _set_aside(given, "answer_too_long", detail, length)
         shorter = cut
         try:
             example = renderer.example(shorter, settings.train_on)
         except Unrenderable as unrenderable:
-            return Outcome(0, reason=unrenderable.reason, detail=unrenderable.what, tokens=length)
-    return _learnable(example, length, shorter.model_dump_json(exclude_defaults=True))
+            return _set_aside(given, unrenderable.reason, unrenderable.what, length)
+    return _learnable(given, example, length, shorter.model_dump_json(exclude_defaults=True))
 
 
 def _shortened(conversation: Conversation, excess: int, renderer: Renderer) -> Conversation | None:
