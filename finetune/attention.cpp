@@ -11,28 +11,6 @@
 
 namespace {
 
-// Those of the lanes from `first` on that are before `seen`.
-inline __mmask16 lanes_seen(int64_t first, int64_t seen) {
-    int64_t left = seen - first;
-    return left >= LANES ? __mmask16(0xffff) : __mmask16((1 << left) - 1);
-}
-
-// e^x for x <= 0, as good as 0 below -104: 2^n e^r with |r| <= ln 2 / 2, and the Taylor series of e^r to its sixth power,
-// which leaves out 1.2e-7.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-104), x);  // the second where one is no number
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
-    __m512 series = _mm512_set1_ps(1.38888889e-3f);  // 1 / 6!
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(8.33333333e-3f));
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(4.16666667e-2f));
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1.66666667e-1f));
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(0.5f));
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1));
-    series = _mm512_fmadd_ps(series, r, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(series, n);
-}
-
 // The sum of G heads the other way round, from (G, E, L) to (L, E).
 void add_heads(const float *x, bf16 *sum, int64_t G, int64_t L, int64_t E, int64_t wide) {
     __m512i rows[LANES];

@@ -1,4 +1,4 @@
-"""Attention and the products of adapters by attention.cpp and low_rank.cpp, on processors with tiles (AMX)."""
+"""Attention, the products of adapters and the loss by functions in C++, on processors with tiles (AMX)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from finetune.elementwise import TILES_MULTIPLE
 
@@ -14,11 +15,12 @@ _P, _N, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 ARGUMENTS: dict[str, tuple[type, ...]] = {
     "attend": (*(_P,) * 5, *(_N,) * 4, _THREADS),
     "attend_backward": (*(_P,) * 8, *(_N,) * 4, _THREADS),
+    "expected_row": (*(_P,) * 4, *(_N,) * 3, _THREADS),
     "project_low": (_P, _P, _P, _N, _N, _N, _THREADS),
     "add_low_rank": (_P, _P, _N, _P, _N, _N, _N, _THREADS),
     "turned_product": (_P, _N, _P, _N, _P, ctypes.c_float, ctypes.c_int, _N, _N, _N, _THREADS),
 }
-"""Function of attention.cpp and low_rank.cpp → what it takes."""
+"""Function of attention.cpp, head.cpp and low_rank.cpp → what it takes."""
 
 
 class CompiledTiles:
@@ -43,6 +45,17 @@ class CompiledTiles:
         tensors = (slope_HLE, q_HLE, k_KLE, v_KLE, normalizer_HL, dq_HLE, dk_KLE, dv_KLE)
         self._calls["attend_backward"](*_pointers(tensors), *_sizes(q_HLE, k_KLE))
         return dq_HLE, dk_KLE, dv_KLE
+
+    def expect(self, hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean of the head's rows by probability, (N, D), and the log-sum-exp of the logits, (N,), in fp32."""
+        hidden_MD = functional.pad(hidden_ND, (0, 0, 0, -len(hidden_ND) % TILES_MULTIPLE)).contiguous()
+        mean_MD = torch.empty_like(hidden_MD, dtype=torch.float32)
+        normalizer_M = mean_MD.new_empty(len(mean_MD))
+        sizes = _multiples(*hidden_MD.shape), hidden_MD.shape[1], len(head_VD)
+        assert hidden_MD.dtype == head_VD.dtype == torch.bfloat16
+        tensors = (hidden_MD, head_VD, mean_MD, normalizer_M)
+        self._calls["expected_row"](*_pointers(tensors), *sizes, torch.get_num_threads())
+        return mean_MD[: len(hidden_ND)], normalizer_M[: len(hidden_ND)]
 
     def project_low(self, x_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
         """Return x Aᵀ, (T, S), and write it behind x."""

@@ -107,6 +107,9 @@ class Tiles(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of queries, keys and values."""
 
+    def expect(self, hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `evaluation.token_loss.Expect` says."""
+
     def project_low(self, x_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
         """Return x Aᵀ, (T, S), and write it behind x, where there is room for it, as in the rows of A."""
 
@@ -121,7 +124,7 @@ class Elementwise(Protocol):
     """Computes those parts. What is said to be used up may be overwritten by the result."""
 
     tiles: Tiles | None
-    """Attention and the products of adapters, on processors that have tiles."""
+    """Attention, the products of adapters and the loss, on processors that have tiles."""
 
     def norm(self, x_TD: Tensor, norm: Norm, room: int) -> tuple[Tensor, Tensor]:
         """Return the normed tokens, with zeros behind each (T, D + room), and what each was multiplied with in fp32."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from evaluation.rendering import IGNORE
-from evaluation.token_loss import shift
+from evaluation.token_loss import Expect, expect_by_attention, shift
 from finetune.batch_cutting import Batch
 from finetune.elementwise import TILES_MULTIPLE, Elementwise, Group, Heads, Norm, Rotation
 from finetune.fused_attention import Attention, Row, group_documents
@@ -79,7 +79,10 @@ class FusedModel:
         self.recompute = recompute
         # In bf16 zeros fill a row up, and its documents for their attention: so tiles need them, and oneDNN compiles a
         # product for its shape, in 2 ms, and keeps half a megabyte of it.
-        self.multiple = TILES_MULTIPLE if self._decoder.embed_tokens.weight.dtype == torch.bfloat16 else 1
+        in_bf16 = self._decoder.embed_tokens.weight.dtype == torch.bfloat16
+        self.multiple = TILES_MULTIPLE if in_bf16 else 1
+        fits = in_bf16 and base.config.hidden_size % TILES_MULTIPLE == 0
+        self.expect: Expect = elementwise.tiles.expect if fits and elementwise.tiles else expect_by_attention
 
     def hidden_states(self, documents: Sequence[Tensor]) -> Tensor:
         """Return the last hidden states of documents, given longest first, one after another: (T, D)."""

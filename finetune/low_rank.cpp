@@ -83,9 +83,6 @@ void strip(const bf16 *turned, int64_t turned_wide, const bf16 *x, int64_t x_wid
     }
 }
 
-// Numbers up to the next multiple.
-inline int64_t up_to(int64_t numbers, int64_t multiple) { return (numbers + multiple - 1) / multiple * multiple; }
-
 // Rows (rows, S) to rows of `wide` numbers, zero behind them.
 inline void pad_rows(const bf16 *x, int64_t x_wide, bf16 *to, int64_t wide, int64_t rows, int64_t S) {
     for (int64_t row = 0; row < rows; row++) {

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evaluation.rendering import IGNORE
-from evaluation.token_loss import labelled_nll, shift
+from evaluation.token_loss import expect_by_attention, labelled_nll, shift
 from finetune.batch_cutting import Batch
 from finetune.fused_model import FusedModel
 
@@ -24,6 +24,8 @@ class SummedLoss:
 def sum_loss_in_forward(model: PreTrainedModel, fused: FusedModel | None) -> None:
     """Replace the forward of the causal model, as TRL does, so that DDP sees the loss come out of its module."""
 
+    expect = expect_by_attention if fused is None else fused.expect
+
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor,
@@ -35,7 +37,7 @@ def sum_loss_in_forward(model: PreTrainedModel, fused: FusedModel | None) -> Non
         given = {"attention_mask": attention_mask, "position_ids": position_ids}
         batch = {"input_ids": input_ids, "labels": labels} | {k: v for k, v in given.items() if v is not None}
         hidden_ND, targets_N = _predicting(self, batch) if fused is None else fused.predicting(batch)
-        return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N).sum())
+        return SummedLoss(labelled_nll(hidden_ND, self.get_output_embeddings().weight, targets_N, expect).sum())
 
     model.forward = types.MethodType(forward, model)
 
