@@ -16,8 +16,8 @@ ARGUMENTS: dict[str, tuple[type, ...]] = {
     "attend": (*(_P,) * 5, *(_N,) * 4, _THREADS),
     "attend_backward": (*(_P,) * 8, *(_N,) * 4, _THREADS),
     "expected_row": (*(_P,) * 4, *(_N,) * 3, _THREADS),
-    "project_low": (_P, _P, _P, _N, _N, _N, _THREADS),
-    "add_low_rank": (_P, _P, _N, _P, _N, _N, _N, _THREADS),
+    "project_low": (_P, _P, _P, *(_N,) * 4, _THREADS),
+    "add_low_rank": (_P, _P, _P, *(_N,) * 4, _THREADS),
     "turned_product": (_P, _N, _P, _N, _P, ctypes.c_float, ctypes.c_int, _N, _N, _N, _THREADS),
 }
 """Function of attention.cpp, head.cpp and low_rank.cpp → what it takes."""
@@ -59,19 +59,18 @@ class CompiledTiles:
 
     def project_low(self, x_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
         """Return x Aᵀ, (T, S), and write it behind x."""
-        assert x_TW.shape[1] == a_SW.shape[1] == inputs + len(a_SW)
+        assert x_TW.shape[1] == a_SW.shape[1] >= inputs + len(a_SW)
         low_TS = x_TW.new_empty(len(x_TW), len(a_SW))
-        sizes = _multiples(len(x_TW), inputs), inputs, len(a_SW)
+        sizes = _multiples(len(x_TW), inputs), inputs, len(a_SW), x_TW.shape[1]
         self._calls["project_low"](*_pointers((x_TW, a_SW, low_TS)), *sizes, torch.get_num_threads())
         return low_TS
 
     def add_low_rank(self, slope_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
         """Return x + low A, (T, I), of x and low beside each other."""
-        assert slope_TW.shape[1] == inputs + len(a_SW)
+        assert slope_TW.shape[1] == a_SW.shape[1] >= inputs + len(a_SW)
         dx_TI = slope_TW.new_empty(len(slope_TW), inputs)
-        slope, a, dx = _pointers((slope_TW, a_SW, dx_TI))
-        sizes = _multiples(len(slope_TW), inputs), inputs, len(a_SW)
-        self._calls["add_low_rank"](slope, a, a_SW.stride(0), dx, *sizes, torch.get_num_threads())
+        sizes = _multiples(len(slope_TW), inputs), inputs, len(a_SW), slope_TW.shape[1]
+        self._calls["add_low_rank"](*_pointers((slope_TW, a_SW, dx_TI)), *sizes, torch.get_num_threads())
         return dx_TI
 
     def factor_gradient(self, low_TR: Tensor, x_TN: Tensor, scaling: float, *, across: bool) -> Tensor:

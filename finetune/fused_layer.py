@@ -95,14 +95,14 @@ class _Computed(torch.autograd.Function):
 
 def _forward(layer: Layer, adapters: Adapters, row: Row, x_TD: Tensor) -> tuple[Tensor, Kept]:
     parts = layer.elementwise
-    normed_TW, input_scale = parts.norm(x_TD, layer.input_norm, layer.inputs.ranks)
+    normed_TW, input_scale = parts.norm(x_TD, layer.input_norm, layer.inputs.room)
     qkv_TN, input_low = project(normed_TW, layer.inputs, adapters.inputs)
-    heard_TW, attended = layer.attention.forward(qkv_TN, row, layer.output.ranks)
+    heard_TW, attended = layer.attention.forward(qkv_TN, row, layer.output.room)
     said_TD, output_low = project(heard_TW, layer.output, adapters.output)
     middle_TD = said_TD.add_(x_TD)
-    normed_TW, middle_scale = parts.norm(middle_TD, layer.mlp_norm, layer.gates.ranks)
+    normed_TW, middle_scale = parts.norm(middle_TD, layer.mlp_norm, layer.gates.room)
     gates_TG, gate_low = project(normed_TW, layer.gates, adapters.gates)
-    y_TD, down_low = project(parts.swiglu(gates_TG, layer.down.ranks), layer.down, adapters.down)
+    y_TD, down_low = project(parts.swiglu(gates_TG, layer.down.room), layer.down, adapters.down)
     y_TD += middle_TD
     kept = Kept(
         input_scale, input_low, attended, heard_TW, output_low, middle_TD, middle_scale, gates_TG, gate_low, down_low

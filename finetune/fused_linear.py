@@ -3,7 +3,7 @@
 y = x Wᵀ + s (x Aᵀ) Bᵀ = [x, x Aᵀ] [W, s B]ᵀ, where W is frozen, dense or stored in NF4, and A and B are trained in fp32
 and computed in the type of x (https://arxiv.org/abs/2106.09685). The layers lie one below the other in [W, s B], so
 that q, k and v are one product, and s B beside W, so that the adapter is no second pass over y.
-Shapes: T tokens, I inputs, O outputs of all layers together, S their ranks together, W = I + S.
+Shapes: T tokens, I inputs, O outputs of all layers together, S their ranks together, W = I + S, or more (`Stack.room`).
 """
 
 from __future__ import annotations
@@ -67,9 +67,14 @@ class Stack:
         return sum(linear.layer.out_features for linear in self.linears)
 
     @property
+    def room(self) -> int:
+        """Count the numbers behind the inputs: the ranks, and for tiles zeros, so that rows begin at lines of a cache."""
+        return self.ranks + (-self.ranks % TILES_MULTIPLE if self.tiles is not None else 0)
+
+    @property
     def width(self) -> int:
         """Count the numbers of a row of [W, s B]."""
-        return self.inputs + self.ranks
+        return self.inputs + self.room
 
     def places(self) -> Iterator[tuple[Linear, slice, slice]]:
         """Yield each layer, its outputs, and the place of its adapter among the ranks."""
@@ -138,7 +143,7 @@ def project(x_TW: Tensor, stack: Stack, factors: Factors) -> tuple[Tensor, Tenso
         low_TS = stack.tiles.project_low(x_TW, factors.a_SW, stack.inputs)
     else:
         low_TS = x_TW @ factors.a_SW.T
-        x_TW[:, stack.inputs :] = low_TS
+        x_TW[:, stack.inputs :][:, : stack.ranks] = low_TS
     return product(x_TW, _weight(stack, factors).T), low_TS
 
 
@@ -148,7 +153,8 @@ def project_backward(slope_TO: Tensor, stack: Stack, factors: Factors) -> tuple[
     if not stack.ranks:
         return slope_TW, slope_TW.new_empty(len(slope_TW), 0)
     if stack.tiles is not None:
-        return stack.tiles.add_low_rank(slope_TW, factors.a_SW, stack.inputs), slope_TW[:, stack.inputs :]
+        low_TS = slope_TW[:, stack.inputs :][:, : stack.ranks]
+        return stack.tiles.add_low_rank(slope_TW, factors.a_SW, stack.inputs), low_TS
     dlow_TS = slope_TW[:, stack.inputs :].contiguous()
     return torch.addmm(slope_TW[:, : stack.inputs], dlow_TS, factors.a_SW[:, : stack.inputs]), dlow_TS
 

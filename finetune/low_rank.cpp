@@ -132,14 +132,13 @@ void turned_product(const bf16 *a, int64_t a_wide, const bf16 *x, int64_t x_wide
     }
 }
 
-// out (T, I) = x + low a, where a row of `wide` (T, I + S) is x and low beside each other, and a is (S, I), its rows `a_wide`
-// apart.
-void add_low_rank(const bf16 *wide, const bf16 *a, int64_t a_wide, bf16 *out, int64_t T, int64_t I, int64_t S,
+// out (T, I) = x + low a, of x (T, I) and low (T, S) beside each other, and a (S, I); rows of both are `wide` apart.
+void add_low_rank(const bf16 *x_low, const bf16 *a, bf16 *out, int64_t T, int64_t I, int64_t S, int64_t wide,
                   int threads) {
     int64_t ranks = up_to(S, 32);
     auto rows = room<bf16>(ranks * I);
     auto pairs = room<uint32_t>(ranks / 2 * I);
-    pad_rows(a, a_wide, rows.get(), I, S, I);
+    pad_rows(a, wide, rows.get(), I, S, I);
     memset(static_cast<void *>(rows.get() + S * I), 0, (ranks - S) * I * sizeof(bf16));
     pair_rows(rows.get(), pairs.get(), ranks, I);
 #pragma omp parallel num_threads(threads)
@@ -149,13 +148,13 @@ void add_low_rank(const bf16 *wide, const bf16 *a, int64_t a_wide, bf16 *out, in
         Tiles tiles;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; t += 32) {
-            const bf16 *from = wide + t * (I + S);
-            pad_rows(from + I, I + S, low.get(), ranks, 32, S);
+            const bf16 *from = x_low + t * wide;
+            pad_rows(from + I, wide, low.get(), ranks, 32, S);
             for (int64_t i = 0; i < I; i += 32) {
                 product<false>(low.get(), ranks, pairs.get() + i, I, sums, 32, 32, 32, ranks);
                 for (int64_t row = 0; row < 32; row++)
                     for (int64_t half = 0; half < 32; half += LANES) {
-                        __m512 x = read(load(from + row * (I + S) + i + half));
+                        __m512 x = read(load(from + row * wide + i + half));
                         __m512 sum = _mm512_add_ps(x, _mm512_load_ps(sums + row * 32 + half));
                         store(out + (t + row) * I + i + half, rounded(sum));
                     }
@@ -164,12 +163,12 @@ void add_low_rank(const bf16 *wide, const bf16 *a, int64_t a_wide, bf16 *out, in
     }
 }
 
-// low (T, S) = x aᵀ, of x (T, I) and a (S, I); also written behind x, whose rows have room for it, as those of a.
-void project_low(bf16 *wide, const bf16 *a, bf16 *low, int64_t T, int64_t I, int64_t S, int threads) {
+// low (T, S) = x aᵀ, of x (T, I) and a (S, I), rows of both being `wide` apart; also written behind x.
+void project_low(bf16 *x, const bf16 *a, bf16 *low, int64_t T, int64_t I, int64_t S, int64_t wide, int threads) {
     int64_t ranks = up_to(S, 32);
     auto rows = room<bf16>(ranks * I);
     auto pairs = room<uint32_t>(I / 2 * ranks);
-    pad_rows(a, I + S, rows.get(), I, S, I);
+    pad_rows(a, wide, rows.get(), I, S, I);
     memset(static_cast<void *>(rows.get() + S * I), 0, (ranks - S) * I * sizeof(bf16));
     pair_columns(rows.get(), pairs.get(), ranks, I, ranks);
 #pragma omp parallel num_threads(threads)
@@ -179,12 +178,12 @@ void project_low(bf16 *wide, const bf16 *a, bf16 *low, int64_t T, int64_t I, int
         Tiles tiles;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; t += 32) {
-            bf16 *from = wide + t * (I + S);
-            product<false>(from, I + S, pairs.get(), ranks, sums.get(), ranks, 32, ranks, I);
+            bf16 *from = x + t * wide;
+            product<false>(from, wide, pairs.get(), ranks, sums.get(), ranks, 32, ranks, I);
             for (int64_t i = 0; i < 32 * ranks; i += LANES) store(all.get() + i, rounded(_mm512_loadu_ps(sums.get() + i)));
             for (int64_t row = 0; row < 32; row++) {
                 const bf16 *own = all.get() + row * ranks;
-                memcpy(static_cast<void *>(from + row * (I + S) + I), own, S * sizeof(bf16));
+                memcpy(static_cast<void *>(from + row * wide + I), own, S * sizeof(bf16));
                 memcpy(static_cast<void *>(low + (t + row) * S), own, S * sizeof(bf16));
             }
         }
