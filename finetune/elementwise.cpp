@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "numbers.h"
+#include "vectors.h"
 
 namespace {
 
@@ -32,6 +32,40 @@ inline float sigmoid(float x) {
     float power = exponential(x < 0 ? x : -x);
     return (x < 0 ? power : 1) / (1 + power);
 }
+
+// The first numbers of a row, as many as registers take; says how many.
+inline int64_t swiglu_by_lanes(const float *, const float *, float *, int64_t) { return 0; }
+inline int64_t swiglu_backward_by_lanes(float *, float *, float *, int64_t) { return 0; }
+
+#ifdef HAS_VECTORS
+
+inline int64_t swiglu_by_lanes(const bf16 *gate, const bf16 *up, bf16 *act, int64_t F) {
+    int64_t f = 0;
+    for (; f + LANES <= F; f += LANES) {
+        __m512 g = read(load(gate + f)), u = read(load(up + f));
+        store(act + f, rounded(_mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u)));
+    }
+    return f;
+}
+
+inline int64_t swiglu_backward_by_lanes(bf16 *gate, bf16 *up, bf16 *slope, int64_t F) {
+    int64_t f = 0;
+    for (; f + LANES <= F; f += LANES) {
+        __m512 g = read(load(gate + f)), u = read(load(up + f)), d = read(load(slope + f)), s = sigmoid(g);
+        __m512 silu = _mm512_mul_ps(g, s), along = _mm512_fnmadd_ps(silu, s, _mm512_add_ps(s, silu));
+        store(up + f, rounded(_mm512_mul_ps(d, silu)));
+        store(gate + f, rounded(_mm512_mul_ps(_mm512_mul_ps(d, u), along)));
+        store(slope + f, rounded(_mm512_mul_ps(silu, u)));
+    }
+    return f;
+}
+
+#else
+
+inline int64_t swiglu_by_lanes(const bf16 *, const bf16 *, bf16 *, int64_t) { return 0; }
+inline int64_t swiglu_backward_by_lanes(bf16 *, bf16 *, bf16 *, int64_t) { return 0; }
+
+#endif
 
 template <class Row>
 void each_row(int64_t rows, int threads, Row compute) {
@@ -83,8 +117,9 @@ void swiglu(const E *gates, E *act, int64_t T, int64_t F, int64_t wide, int thre
     each_row(T, threads, [=](int64_t t) {
         const E *gate = gates + t * 2 * F, *up = gate + F;
         E *to = act + t * wide;
+        int64_t first = swiglu_by_lanes(gate, up, to, F);
 #pragma omp simd
-        for (int64_t f = 0; f < F; f++) write(to[f], read(gate[f]) * sigmoid(read(gate[f])) * read(up[f]));
+        for (int64_t f = first; f < F; f++) write(to[f], read(gate[f]) * sigmoid(read(gate[f])) * read(up[f]));
         memset(static_cast<void *>(to + F), 0, (wide - F) * sizeof(E));
     });
 }
@@ -94,8 +129,9 @@ template <class E>
 void swiglu_backward(E *gates, E *dact, int64_t T, int64_t F, int threads) {
     each_row(T, threads, [=](int64_t t) {
         E *gate = gates + t * 2 * F, *up = gate + F, *slope = dact + t * F;
+        int64_t first = swiglu_backward_by_lanes(gate, up, slope, F);
 #pragma omp simd
-        for (int64_t f = 0; f < F; f++) {
+        for (int64_t f = first; f < F; f++) {
             float g = read(gate[f]), u = read(up[f]), d = read(slope[f]), s = sigmoid(g);
             write(up[f], d * g * s);
             write(gate[f], d * u * s * (1 + g * (1 - s)));

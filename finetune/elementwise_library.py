@@ -19,7 +19,7 @@ from finetune.elementwise import Elementwise, TorchElementwise
 from finetune.machine import COMPILER, compiler_version, processor_flags
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "head.cpp", "low_rank.cpp"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "tiles.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 WIDE = ("-mprefer-vector-width=512",)
 """On x86, where GCC takes half of a register of AVX-512 otherwise: SwiGLU took 1.4 times as long."""

@@ -61,7 +61,7 @@ def test_every_data_file_is_shipped(wheel: set[str], folder: str, inside: str) -
 
 def test_the_report_and_the_types_are_shipped(wheel: set[str]) -> None:
     assert {"finetune/report.html.jinja", "finetune/report.css", "finetune/model_card.md.jinja"} <= wheel
-    for name in ("elementwise.cpp", "attention.cpp", "low_rank.cpp", "numbers.h", "tiles.h"):
+    for name in ("elementwise.cpp", "attention.cpp", "head.cpp", "low_rank.cpp", "numbers.h", "vectors.h", "tiles.h"):
         assert f"finetune/{name}" in wheel
     assert "finetune/apache-2.0.txt" in wheel
     assert {"finetune/py.typed", "evaluation/py.typed"} <= wheel
