@@ -4,9 +4,9 @@ Only the positions that have a label are multiplied with the head, and logits st
 weights: rounded to bf16 they move the loss by half a percent. The gradient with respect to the hidden states is
 computed in the same pass, while the probabilities are at hand. The head is frozen, so it has none.
 
-In fp32 that is done a chunk at a time. In bf16 on a CPU it is attention, with the hidden states as queries and the head
-as keys and as values: its log-sum-exp over the keys is the normalizer of the loss, and its output, the head's row that is
-expected, less the target's own row, is the gradient.
+In fp32 that is done a chunk at a time. In bf16 on a CPU it is attention, with the hidden states as queries and the
+head as keys and as values: its log-sum-exp over the keys is the normalizer of the loss, and its output, the head's row
+that is expected, less the target's own row, is the gradient.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def expect_by_attention(hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Ten
     return mean_MD[: len(hidden_ND)], normalizer_M[: len(hidden_ND)]
 
 
-def labelled_nll(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, expect: Expect = expect_by_attention
-) -> Tensor:
+def labelled_nll(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, expect: Expect = expect_by_attention) -> Tensor:
     """Negative log-likelihood of each target in nats, shape (N,), differentiable in `hidden_ND`.
 
     `hidden_ND` (N, D) are the hidden states that predict the targets, `head_VD` (V, D) the output embedding.

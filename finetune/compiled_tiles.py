@@ -47,7 +47,7 @@ class CompiledTiles:
         return dq_HLE, dk_KLE, dv_KLE
 
     def expect(self, hidden_ND: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean of the head's rows by probability, (N, D), and the log-sum-exp of the logits, (N,), in fp32."""
+        """Return the head's row that is expected, (N, D), and the log-sum-exp of the logits, (N,), in fp32."""
         hidden_MD = functional.pad(hidden_ND, (0, 0, 0, -len(hidden_ND) % TILES_MULTIPLE)).contiguous()
         mean_MD = torch.empty_like(hidden_MD, dtype=torch.float32)
         normalizer_M = mean_MD.new_empty(len(mean_MD))

@@ -1,4 +1,4 @@
-"""Compiles elementwise.cpp, attention.cpp, head.cpp and low_rank.cpp once a machine, in a few seconds, where it has GCC."""
+"""Compiles the functions in C++ beside it once a machine, in a few seconds, where it has GCC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from finetune.compiled_elementwise import CompiledElementwise
 from finetune.elementwise import Elementwise, TorchElementwise
 from finetune.machine import COMPILER, compiler_version, processor_flags
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "head.cpp", "low_rank.cpp"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("elementwise.cpp", "attention.cpp", "head.cpp", "low_rank.cpp")
+)
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "tiles.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
 WIDE = ("-mprefer-vector-width=512",)

@@ -8,7 +8,8 @@ Shapes: T tokens, I inputs, O outputs of all layers together, S their ranks toge
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, cast
@@ -51,37 +52,38 @@ class Stack:
     kept_OW: Tensor | None
     """W, with room for s B beside it, where W is dense; the frozen layers' own weights are views of it."""
 
-    @property
+    @functools.cached_property
     def inputs(self) -> int:
         """Count the inputs."""
         return self.linears[0].layer.in_features
 
-    @property
+    @functools.cached_property
     def ranks(self) -> int:
         """Count the ranks of all adapters."""
         return sum(linear.rank for linear in self.linears)
 
-    @property
+    @functools.cached_property
     def outputs(self) -> int:
         """Count the outputs of all layers."""
         return sum(linear.layer.out_features for linear in self.linears)
 
-    @property
+    @functools.cached_property
     def room(self) -> int:
-        """Count the numbers behind the inputs: the ranks, and for tiles zeros, so that rows begin at lines of a cache."""
+        """Count the numbers behind the inputs: the ranks, and with tiles zeros up to the next line of a cache."""
         return self.ranks + (-self.ranks % TILES_MULTIPLE if self.tiles is not None else 0)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Count the numbers of a row of [W, s B]."""
         return self.inputs + self.room
 
-    def places(self) -> Iterator[tuple[Linear, slice, slice]]:
-        """Yield each layer, its outputs, and the place of its adapter among the ranks."""
+    @functools.cached_property
+    def places(self) -> tuple[tuple[Linear, slice, slice], ...]:
+        """Return each layer, its outputs, and the place of its adapter among the ranks."""
         outputs = pairwise(accumulate((one.layer.out_features for one in self.linears), initial=0))
         ranks = pairwise(accumulate((one.rank for one in self.linears), initial=0))
-        for linear, rows, columns in zip(self.linears, outputs, ranks, strict=True):
-            yield linear, slice(*rows), slice(*columns)
+        found = zip(self.linears, outputs, ranks, strict=True)
+        return tuple((linear, slice(*rows), slice(*columns)) for linear, rows, columns in found)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def build_stack(linears: Sequence[Linear], elementwise: Elementwise, dtype: torc
         return stack
     numbers = stack.outputs * stack.width
     kept_OW = linears[0].layer.weight.new_zeros(numbers + BEYOND)[:numbers].view(stack.outputs, stack.width)
-    for linear, rows, _ in stack.places():
+    for linear, rows, _ in stack.places:
         kept_OW[rows, : stack.inputs] = linear.layer.weight.data
         linear.layer.weight.data = kept_OW[rows, : stack.inputs]
     return replace(stack, kept_OW=kept_OW)
@@ -125,7 +127,7 @@ def _fits_tiles(linear: Linear) -> bool:
 def build_factors(stack: Stack, dtype: torch.dtype) -> Factors:
     """Copy the adapters as they are now into the type of the computation."""
     a_SW = torch.zeros(stack.ranks, stack.width, dtype=dtype)
-    for linear, _, columns in stack.places():
+    for linear, _, columns in stack.places:
         if linear.a_RI is not None:
             a_SW[columns, : stack.inputs] = linear.a_RI.detach()
     if stack.kept_OW is not None:
@@ -169,12 +171,12 @@ def adapter_gradients(
         da_SI = tiles.factor_gradient(dlow_TS, x_TI, 1.0, across=False)
         both = [
             (da_SI[columns], tiles.factor_gradient(low_TS[:, columns], slope_TO[:, rows], linear.scaling, across=True))
-            for linear, rows, columns in stack.places()
+            for linear, rows, columns in stack.places
         ]
         return [gradient for pair in both for gradient in pair]
     da_SI, db_SO = (dlow_TS.T @ x_TI).float(), low_TS.T @ slope_TO
     gradients: list[Tensor | None] = []
-    for linear, rows, columns in stack.places():
+    for linear, rows, columns in stack.places:
         if linear.rank:
             db_OR = db_SO[columns, rows].T.float().mul_(linear.scaling)
             gradients += (da_SI[columns], db_OR.contiguous())
@@ -189,13 +191,13 @@ def _weight(stack: Stack, factors: Factors) -> Tensor:
         return factors.weight_OW
     made_OW = factors.a_SW.new_empty(stack.outputs, stack.width)
     made_OW[:, stack.inputs :] = 0
-    for linear, rows, _ in stack.places():
+    for linear, rows, _ in stack.places:
         stack.elementwise.unpack(linear.layer, made_OW[rows, : stack.inputs])
     _write_adapters(stack, made_OW)
     return made_OW
 
 
 def _write_adapters(stack: Stack, weight_OW: Tensor) -> None:
-    for linear, rows, columns in stack.places():
+    for linear, rows, columns in stack.places:
         if linear.b_OR is not None:
             weight_OW[rows, stack.inputs :][:, columns] = linear.b_OR.detach() * linear.scaling

@@ -24,6 +24,10 @@ from finetune.training_records import MemorySetting
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch's other errors say: of its CPU allocator on Linux and Windows, and of cuBLAS's own workspace."""
 
+ALIKE = 0.95
+"""A first micro-batch of so many of the largest one's tokens tells as much as a trial of that, where few percent decide
+nothing."""
+
 
 @dataclass(frozen=True)
 class Computing:
@@ -143,12 +147,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def largest_micro_batch(micro_batches: Sequence[MicroBatch], lengths: Sequence[int], packed: bool) -> MicroBatch:
     """Return the micro-batch with the most tokens with padding, and of equals the one with the longest example."""
+    return max(micro_batches, key=lambda batch: (tokens_of(batch, lengths, packed), max(lengths[i] for i in batch)))
 
-    def size(batch: MicroBatch) -> tuple[int, int]:
-        longest = max(lengths[i] for i in batch)
-        return (sum(lengths[i] for i in batch) if packed else longest * len(batch)), longest
 
-    return max(micro_batches, key=size)
+def tokens_of(batch: MicroBatch, lengths: Sequence[int], packed: bool) -> int:
+    """Count the tokens of a micro-batch with padding."""
+    own = [lengths[i] for i in batch]
+    return sum(own) if packed else max(own) * len(own)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from finetune.capabilities import Choices
 from finetune.elementwise_library import load_elementwise
 from finetune.example_files import example_at, read_lengths
 from finetune.fused_model import FusedModel
-from finetune.memory_fit import Computing, MemoryFit, largest_micro_batch
+from finetune.memory_fit import ALIKE, Computing, MemoryFit, largest_micro_batch, tokens_of
 from finetune.packing import pack_examples
 from finetune.training_forward import sum_loss_in_forward
 from finetune.training_guards import NotFinite, check_gradients, trainable_parameters
@@ -149,10 +149,11 @@ class RecipeTrainer(SFTTrainer):
         return loss
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Compute a micro-batch, in pieces where memory asks for it; before the first, the largest that is planned."""
+        """Compute a micro-batch, in pieces where memory asks for it; before the first, a larger one that is planned."""
         if not self._tried_largest:
             self._tried_largest = True
-            self._try_largest(model)
+            if not self._begins_with_the_largest():
+                self._try_largest(model)
         return self.memory.compute(self.state.global_step, inputs, self._computing(model, num_items_in_batch))
 
     def floating_point_ops(self, inputs: Batch) -> int:  # nothing here reads it
@@ -170,6 +171,20 @@ class RecipeTrainer(SFTTrainer):
         self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
         del kept
         self._metrics["train"].clear()  # what TRL counts beside its own loss
+
+    def _begins_with_the_largest(self) -> bool:
+        """Say whether the first micro-batch is a trial itself: on a CPU, whose memory is seldom filled to the edge.
+
+        Several processes cannot begin a step again, so that they try in any case, as does a run that ran out before.
+        """
+        batching, lengths = self.batching, read_lengths(self.examples).tolist()
+        if self.args.device.type != "cpu" or batching.world_size > 1 or self.memory.setting != AS_PLANNED:
+            return False
+        planned = batching.plan.micro_batches
+        first = planned[self._done * self.args.gradient_accumulation_steps]
+        largest = largest_micro_batch(planned, lengths, batching.packed)
+        most = tokens_of(largest, lengths, batching.packed)
+        return tokens_of(first, lengths, batching.packed) >= ALIKE * most
 
     def _collated(self, indices: MicroBatch) -> Batch:
         examples = [example_at(self.examples, i) for i in indices]

@@ -21,7 +21,7 @@ from finetune.fused_attention import group_documents
 from finetune.machine import compiler_version
 
 LENGTHS = (70, 66, 40, 5, 1)
-TOKENS, HIDDEN, INNER = sum(LENGTHS), 48, 80
+TOKENS, HIDDEN, INNER = sum(LENGTHS), 48, 90
 QUERIES, KEYS = Heads(2, 3), Heads(2, 1)
 LAST = Block(40, 70, QUERIES.per_key)
 needs_compiler = pytest.mark.skipif(compiler_version() is None, reason="there is no g++")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,11 +22,12 @@ import finetune.fused_model
 import finetune.training
 from evaluation.batching import pad_examples
 from evaluation.rendering import Example
+from finetune import training_trainer
 from finetune.adapter import ADAPTER_FILE, adapter_hash, build_adapter
 from finetune.batch_cutting import Batch, cut, size_of
 from finetune.errors import MachineError
 from finetune.fused_layer import Adapters, Layer, Row, compute
-from finetune.memory_fit import MemoryFit, is_out_of_memory, largest_micro_batch
+from finetune.memory_fit import ALIKE, MemoryFit, is_out_of_memory, largest_micro_batch
 from finetune.packing import pack_examples
 from finetune.training import train
 from finetune.training_job import TrainingJob
@@ -141,6 +142,7 @@ def test_trying_the_largest_first_changes_no_bit(
         plain(self, model)
         tried.append(int(torch.equal(before, torch.get_rng_state())))
 
+    monkeypatch.setattr(RecipeTrainer, "_begins_with_the_largest", lambda self: False)
     monkeypatch.setattr(RecipeTrainer, "_try_largest", seen)
     one = trained(tmp_path / "tried", recipe, EXAMPLES)
     monkeypatch.setattr(RecipeTrainer, "_try_largest", lambda self, model: None)
@@ -149,6 +151,23 @@ def test_trying_the_largest_first_changes_no_bit(
     assert adapter_hash(one.run.adapter) == adapter_hash(other.run.adapter)
     assert [line.loss for line in told(one)[1]] == [line.loss for line in told(other)[1]]
     assert told(one)[0].memory == MemorySetting()
+
+
+@pytest.mark.parametrize("first", [1.0, 0.95, 0.94, 0.2])
+def test_a_first_micro_batch_like_the_largest_is_its_own_trial(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: float
+) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(RecipeTrainer, "_try_largest", lambda self, model: tried.append(True))
+
+    def tokens(batch: Sequence[int], lengths: object, packed: object) -> int:
+        return 100 if batch == largest else int(100 * first)
+
+    largest = (-1,)
+    monkeypatch.setattr(training_trainer, "tokens_of", tokens)
+    monkeypatch.setattr(training_trainer, "largest_micro_batch", lambda *_: largest)
+    trained(tmp_path, tiny_recipe(base), EXAMPLES)
+    assert tried == ([] if first >= ALIKE else [True])
 
 
 def test_largest_is_the_one_with_the_most_tokens() -> None:
@@ -238,7 +257,13 @@ def test_settled_setting_is_kept_and_not_found_out_again(
     assert MemorySetting.model_validate_json(settled.model_dump_json()) == settled
 
 
-def test_settled_setting_is_kept_over_a_resume(base: Path, tmp_path: Path, limited: Callable[[Memory], Memory]) -> None:
+@pytest.mark.parametrize("trial", [True, False], ids=["tried", "begun with the largest"])
+def test_settled_setting_is_kept_over_a_resume(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: Callable[[Memory], Memory], trial: bool
+) -> None:
+    """Without a trial the longest example, which no cutting helps, shows when it comes."""
+    begins_with_largest = RecipeTrainer._begins_with_the_largest
+    monkeypatch.setattr(RecipeTrainer, "_begins_with_the_largest", lambda self: not trial and begins_with_largest(self))
     recipe = tiny_recipe(base, adapter={"dropout": 0.3})
     too_little = max(len(example.input_ids) for example in RESUMED) - 1  # single examples, and then checkpointing
     limited(Memory(too_little))
@@ -249,7 +274,7 @@ def test_settled_setting_is_kept_over_a_resume(base: Path, tmp_path: Path, limit
     stop_after(resumed, 1)
     again = limited(Memory(too_little))
     train(going_on(resumed), silent())
-    assert again.ran_out == 0
+    assert again.ran_out == (0 if trial else 1)
     assert told(resumed)[0].memory == told(straight)[0].memory
     assert adapter_hash(resumed.run.adapter) == adapter_hash(straight.run.adapter)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from evaluation.token_loss import labelled_nll
 from finetune.elementwise import Tiles
@@ -66,7 +67,7 @@ class Drawn:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 @pytest.mark.parametrize("length", [32, 64, 96, 128, 160, 608])
@@ -176,11 +177,15 @@ class Low:
     inputs: int
 
     @staticmethod
-    def of(tokens: int, inputs: int, ranks: int) -> Low:
+    def of(tokens: int, inputs: int, ranks: int, beyond: int = 0) -> Low:
         draw = torch.Generator().manual_seed(tokens + inputs + ranks)
-        a = torch.zeros(ranks, inputs + ranks)
+        a = torch.zeros(ranks, inputs + ranks + beyond)
         a[:, :inputs] = torch.randn(ranks, inputs, generator=draw) * inputs**-0.5
-        return Low(torch.randn(tokens, inputs + ranks, generator=draw).bfloat16(), a.bfloat16(), inputs)
+        return Low(torch.randn(tokens, a.shape[1], generator=draw).bfloat16(), a.bfloat16(), inputs)
+
+    @property
+    def behind_TS(self) -> Tensor:
+        return self.x_TW[:, self.inputs :][:, : len(self.a_SW)]
 
     @property
     def x_TI(self) -> Tensor:
@@ -191,20 +196,27 @@ class Low:
         return self.a_SW[:, : self.inputs]
 
 
+@pytest.mark.parametrize("beyond", [0, 16])
 @pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
-def test_tokens_are_projected_and_written_behind(tiles: Tiles, tokens: int, inputs: int, ranks: int) -> None:
-    low = Low.of(tokens, inputs, ranks)
-    x_TI, expected = low.x_TI.clone(), low.x_TI.double() @ low.a_SI.double().T
+def test_tokens_are_projected_and_written_behind(
+    tiles: Tiles, tokens: int, inputs: int, ranks: int, beyond: int
+) -> None:
+    low = Low.of(tokens, inputs, ranks, beyond)
+    x_TW, expected = low.x_TW.clone(), low.x_TI.double() @ low.a_SI.double().T
     found = tiles.project_low(low.x_TW, low.a_SW, inputs)
     assert relative(found, expected) <= ROUNDING
-    assert torch.equal(found, low.x_TW[:, inputs:])
-    assert torch.equal(x_TI, low.x_TI)
+    assert torch.equal(found, low.behind_TS)
+    x_TW[:, inputs:][:, :ranks] = found
+    assert torch.equal(x_TW, low.x_TW)
 
 
+@pytest.mark.parametrize("beyond", [0, 16])
 @pytest.mark.parametrize(("tokens", "inputs", "ranks"), SIZES)
-def test_what_is_behind_is_projected_back_and_added(tiles: Tiles, tokens: int, inputs: int, ranks: int) -> None:
-    low = Low.of(tokens, inputs, ranks)
-    expected = low.x_TI.double() + low.x_TW[:, inputs:].double() @ low.a_SI.double()
+def test_what_is_behind_is_projected_back_and_added(
+    tiles: Tiles, tokens: int, inputs: int, ranks: int, beyond: int
+) -> None:
+    low = Low.of(tokens, inputs, ranks, beyond)
+    expected = low.x_TI.double() + low.behind_TS.double() @ low.a_SI.double()
     assert relative(tiles.add_low_rank(low.x_TW, low.a_SW, inputs), expected) <= ROUNDING
 
 
@@ -218,3 +230,67 @@ def test_gradients_of_factors_are_exact(tiles: Tiles, tokens: int, inputs: int, 
     found = tiles.factor_gradient(of_low, low.x_TI, 0.5, across=across)
     assert found.is_contiguous()
     assert relative(found.T if across else found, expected) <= 1e-6
+
+
+# ------------------------------------------------------------------ the loss
+
+HEADS = [(32, 32, 256), (33, 64, 1), (7, 96, 31), (100, 64, 1003), (700, 576, 512), (64, 2048, 300), (1, 32, 257)]
+"""Tokens, numbers of each, words."""
+
+
+def head_of(tokens: int, numbers: int, words: int, *, size: float = 2.0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(tokens + numbers + words)
+    hidden_ND = size * torch.randn(tokens, numbers, generator=draw)
+    return hidden_ND.bfloat16(), (torch.randn(words, numbers, generator=draw) * numbers**-0.5).bfloat16()
+
+
+@pytest.mark.parametrize(("tokens", "numbers", "words"), HEADS)
+@pytest.mark.parametrize("size", [0.0, 2.0, 200.0])
+def test_expected_row_is_that_of_the_softmax(tiles: Tiles, tokens: int, numbers: int, words: int, size: float) -> None:
+    """The row as exactly as its weights are rounded, the normalizer in fp32."""
+    hidden_ND, head_VD = head_of(tokens, numbers, words, size=size)
+    logits_NV = hidden_ND.double() @ head_VD.double().T
+    mean_ND, normalizer_N = tiles.expect(hidden_ND, head_VD)
+    assert relative(mean_ND, logits_NV.softmax(-1) @ head_VD.double()) <= ROUNDING
+    assert float((normalizer_N - logits_NV.logsumexp(-1)).abs().max()) <= 2e-6 * max(1, float(logits_NV.abs().max()))
+
+
+def test_loss_and_gradient_are_those_of_all_logits(tiles: Tiles) -> None:
+    hidden_ND, head_VD = head_of(100, 64, 1003)
+    words_N = torch.arange(100) * 7 % 1003
+    own_ND, exact_ND = hidden_ND.clone().requires_grad_(), hidden_ND.double().requires_grad_()
+    found_N = labelled_nll(own_ND, head_VD, words_N, tiles.expect)
+    exact_N = functional.cross_entropy(exact_ND @ head_VD.double().T, words_N, reduction="none")
+    found_N.sum().backward()
+    exact_N.sum().backward()
+    assert own_ND.grad is not None
+    assert exact_ND.grad is not None
+    assert relative(found_N, exact_N) <= 1e-6
+    assert relative(own_ND.grad, exact_ND.grad) <= ROUNDING
+
+
+def test_a_token_has_its_loss_whoever_is_beside_it_and_however_many_compute(tiles: Tiles) -> None:
+    hidden_ND, head_VD = head_of(700, 576, 1003)
+    together = tiles.expect(hidden_ND, head_VD)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, tiles.expect(hidden_ND, head_VD), together))
+    finally:
+        torch.set_num_threads(threads)
+    alone = tiles.expect(hidden_ND[650:], head_VD)
+    assert all(torch.equal(one, all_[650:]) for one, all_ in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_token_that_is_no_number_has_no_loss_and_leaves_the_others_theirs(tiles: Tiles, value: float) -> None:
+    hidden_ND, head_VD = head_of(64, 32, 300)
+    before = tiles.expect(hidden_ND, head_VD)
+    hidden_ND[5, 3] = value
+    mean_ND, normalizer_N = tiles.expect(hidden_ND, head_VD)
+    assert not normalizer_N[5].isfinite()
+    assert not mean_ND[5].isfinite().any()
+    others = torch.arange(64) != 5
+    assert torch.equal(mean_ND[others], before[0][others])
+    assert torch.equal(normalizer_N[others], before[1][others])
