@@ -81,6 +81,19 @@ class MemoryFit:
             todo = self._computed  # what did not fit has left a part of its gradients: the step begins again
         return loss
 
+    def compute_first(self, step: int, batch: Batch, computing: Computing) -> Tensor | None:
+        """Compute a micro-batch that is its own trial, on a CPU; none, and all as before, where memory ran out."""
+        python, global_numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        loss = self._losses([batch], computing)
+        if loss is not None:
+            self._step, self._computed = step, [batch]
+            return loss
+        computing.drop_gradients()
+        random.setstate(python)
+        np.random.set_state(global_numpy)
+        torch.set_rng_state(torchs)
+        return None
+
     def try_out(self, largest: Batch, longest: Batch, computing: Computing, all_fit: Callable[[bool], bool]) -> None:
         """Compute for no update, and ask for less until it fits; no generator and no gradient is changed by it.
 

@@ -150,11 +150,15 @@ class RecipeTrainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Compute a micro-batch, in pieces where memory asks for it; before the first, a larger one that is planned."""
+        step, computing = self.state.global_step, self._computing(model, num_items_in_batch)
         if not self._tried_largest:
             self._tried_largest = True
-            if not self._begins_with_the_largest():
-                self._try_largest(model)
-        return self.memory.compute(self.state.global_step, inputs, self._computing(model, num_items_in_batch))
+            if self._begins_with_the_largest():
+                loss = self.memory.compute_first(step, inputs, computing)
+                if loss is not None:
+                    return loss
+            self._try_largest(model)
+        return self.memory.compute(step, inputs, computing)
 
     def floating_point_ops(self, inputs: Batch) -> int:  # nothing here reads it
         """Return nothing: transformers counts all parameters anew at every step for it, a hundredth of a step."""
