@@ -52,9 +52,9 @@ inline int64_t swiglu_backward_by_lanes(bf16 *gate, bf16 *up, bf16 *slope, int64
     int64_t f = 0;
     for (; f + LANES <= F; f += LANES) {
         __m512 g = read(load(gate + f)), u = read(load(up + f)), d = read(load(slope + f)), s = sigmoid(g);
-        __m512 silu = _mm512_mul_ps(g, s), along = _mm512_fnmadd_ps(silu, s, _mm512_add_ps(s, silu));
+        __m512 silu = _mm512_mul_ps(g, s), rest = _mm512_sub_ps(_mm512_set1_ps(1), s);
         store(up + f, rounded(_mm512_mul_ps(d, silu)));
-        store(gate + f, rounded(_mm512_mul_ps(_mm512_mul_ps(d, u), along)));
+        store(gate + f, rounded(_mm512_mul_ps(_mm512_mul_ps(d, u), _mm512_fmadd_ps(silu, rest, s))));
         store(slope + f, rounded(_mm512_mul_ps(silu, u)));
     }
     return f;

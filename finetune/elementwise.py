@@ -114,7 +114,7 @@ class Tiles(Protocol):
         """Return x Aᵀ, (T, S), and write it behind x, where there is room for it, as in the rows of A."""
 
     def add_low_rank(self, slope_TW: Tensor, a_SW: Tensor, inputs: int) -> Tensor:
-        """Return x + low A, (T, I), of x and low that lie beside each other, (T, I + S)."""
+        """Return x + low A, (T, I), of x and low that lie beside each other in (T, W)."""
 
     def factor_gradient(self, low_TR: Tensor, x_TN: Tensor, scaling: float, *, across: bool) -> Tensor:
         """Return scaling · lowᵀ x in fp32, (R, N), or (N, R) where it is across."""

@@ -10,9 +10,15 @@
 
 namespace {
 
-constexpr int64_t MOST_WORDS = 256;        // rows of the head that are laid out at a time
-constexpr int64_t CACHE_BYTES = 2000000;   // of what stays there while all words pass by
-constexpr int64_t TILES_BYTES = 32 * 32 * 2;  // of 32 rows and 32 columns, two tiles
+constexpr int64_t MOST_WORDS = 256;       // rows of the head that are laid out at a time
+constexpr int64_t CACHE_BYTES = 2000000;  // of words laid out twice, tokens and their means
+
+// Words that are laid out at a time, and tokens that they then pass by: both fill half of the cache, whatever a token's size.
+int64_t words_at_once(int64_t D) { return std::clamp<int64_t>(CACHE_BYTES / 2 / (4 * D) / 32 * 32, 32, MOST_WORDS); }
+
+int64_t tokens_at_once(int64_t D) {
+    return std::max<int64_t>(32, (CACHE_BYTES - 4 * D * words_at_once(D)) / (6 * D) / 32 * 32);
+}
 
 // Rows (rows, D) of 32 tokens after 32 tokens, as tiles: 32 numbers of each, and then the next 32.
 void lay_out_rows(const bf16 *x, bf16 *to, int64_t rows, int64_t D) {
@@ -104,22 +110,23 @@ void weigh_words(const float *logits, bf16 *weights, int64_t words, SoFar &of_to
 
 // What a thread works with.
 struct Scratch {
-    int64_t wide = MOST_WORDS + LANES;
-    std::unique_ptr<bf16[], Freed> tokens, weights = room<bf16>(32 * MOST_WORDS);
+    int64_t most_words, wide;
+    std::unique_ptr<bf16[], Freed> tokens, weights;
     std::unique_ptr<uint32_t[], Freed> columns, rows;
-    std::unique_ptr<float[], Freed> logits = room<float>(32 * wide);
+    std::unique_ptr<float[], Freed> logits;
     std::unique_ptr<SoFar[], Freed> so_far;
 
-    Scratch(int64_t most, int64_t D)
-        : tokens(room<bf16>(most * D)), columns(room<uint32_t>(MOST_WORDS / 2 * D)),
-          rows(room<uint32_t>(MOST_WORDS / 2 * D)), so_far(room<SoFar>(most)) {}
+    Scratch(int64_t most_tokens, int64_t D)
+        : most_words(words_at_once(D)), wide(most_words + LANES), tokens(room<bf16>(most_tokens * D)),
+          weights(room<bf16>(32 * most_words)), columns(room<uint32_t>(most_words / 2 * D)),
+          rows(room<uint32_t>(most_words / 2 * D)), logits(room<float>(32 * wide)), so_far(room<SoFar>(most_tokens)) {}
 };
 
 // Adds what some words contribute to the means of some tokens.
 void add_words(const bf16 *head, int64_t words, Scratch &with, float *mean, int64_t tokens, int64_t D) {
     for (int64_t w = 0; w < words; w += 32)
         pair_columns_of_words(head + w * D, with.columns.get() + w / 2 * D, std::min<int64_t>(32, words - w), D);
-    for (int64_t d = 0; d < D; d += 32) pair_words(head + d, with.rows.get() + d / 2 * MOST_WORDS, words, D);
+    for (int64_t d = 0; d < D; d += 32) pair_words(head + d, with.rows.get() + d / 2 * with.most_words, words, D);
     float *logits = with.logits.get();
     for (int64_t n = 0; n < tokens; n += 32) {
         for (int64_t w = 0; w < words; w += 32)
@@ -128,7 +135,7 @@ void add_words(const bf16 *head, int64_t words, Scratch &with, float *mean, int6
             weigh_words(logits + row * with.wide, with.weights.get() + row * 32, words, with.so_far[n + row],
                         mean + (n + row) * D, D);
         for (int64_t d = 0; d < D; d += 32)
-            laid_product<true>(with.weights.get(), with.rows.get() + d / 2 * MOST_WORDS, mean + n * D + d, D,
+            laid_product<true>(with.weights.get(), with.rows.get() + d / 2 * with.most_words, mean + n * D + d, D,
                                up_to(words, 32));
     }
 }
@@ -140,8 +147,8 @@ extern "C" {
 // mean (N, D) = softmax(hidden headᵀ) head and normalizer (N) = log sum e^(hidden headᵀ), of hidden (N, D) and head (V, D).
 void expected_row(const bf16 *hidden, const bf16 *head, float *mean, float *normalizer, int64_t N, int64_t D, int64_t V,
                   int threads) {
-    int64_t most = std::max<int64_t>(32, (CACHE_BYTES - 4 * D * MOST_WORDS) / (6 * D) / 32 * 32);
-    int64_t each = up_to(N / 32, threads) / threads * 32, parts = (each + most - 1) / most;
+    if (N == 0) return;
+    int64_t each = up_to(N / 32, threads) / threads * 32, most = tokens_at_once(D), parts = (each + most - 1) / most;
     int64_t rows = up_to(each / 32, parts) / parts * 32;
 #pragma omp parallel num_threads(threads)
     {
@@ -153,8 +160,8 @@ void expected_row(const bf16 *hidden, const bf16 *head, float *mean, float *norm
             std::fill_n(with.so_far.get(), own, SoFar());
             std::fill_n(mean + first * D, own * D, 0.f);
             lay_out_rows(hidden + first * D, with.tokens.get(), own, D);
-            for (int64_t v = 0; v < V; v += MOST_WORDS)
-                add_words(head + v * D, std::min(MOST_WORDS, V - v), with, mean + first * D, own, D);
+            for (int64_t v = 0; v < V; v += with.most_words)
+                add_words(head + v * D, std::min(with.most_words, V - v), with, mean + first * D, own, D);
             for (int64_t n = 0; n < own; n++) {
                 SoFar of_token = with.so_far[n];
                 normalizer[first + n] = of_token.largest + __builtin_logf(of_token.sum);

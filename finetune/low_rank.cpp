@@ -70,6 +70,7 @@ void strip(const bf16 *turned, int64_t turned_wide, const bf16 *x, int64_t x_wid
                     _tile_dpbf16ps(4, 6, 7);
             }
         }
+        written();  // what comes next goes to the same place, and not before it was loaded
     }
     _tile_stored(0, sums, 128);
     _tile_stored(1, sums + 16, 128);

@@ -1,7 +1,8 @@
 """Fits training into the memory there is: where it runs out, micro-batches are halved, then checkpointing goes on.
 
 A step keeps its rows: its micro-batches are computed in more pieces, whose losses add up to the same sum over the same
-number of tokens. The largest planned micro-batch is tried before the first step, so that what does not fit shows then.
+number of tokens. The largest planned micro-batch is tried before the first step, so that what does not fit shows then;
+on a CPU the first one is the trial where it is about as large.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class MemoryFit:
             self._step, self._computed = step, [batch]
             return loss
         computing.drop_gradients()
+        gc.collect()
         random.setstate(python)
         np.random.set_state(global_numpy)
         torch.set_rng_state(torchs)

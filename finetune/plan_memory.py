@@ -162,7 +162,8 @@ def _loss_bytes(setup: Setup) -> int:
     match setup.loss:
         case "labelled":
             if setup.device == "cpu" and element != FP32:
-                packed = 2 * min(LOSS_CHUNK_WORDS, shape.vocabulary) * shape.hidden * element  # as keys and as values
+                # As keys and as values; tiles hold less.
+                packed = 2 * min(LOSS_CHUNK_WORDS, shape.vocabulary) * shape.hidden * element
                 return packed + tokens * shape.hidden * (2 * FP32 + 2 * element)
             head = shape.vocabulary * shape.hidden * FP32 if element != FP32 else 0
             at_once = 3 if tokens > LOSS_CHUNK_ROWS else 2  # logits, their log-softmax, the slope of the chunk before

@@ -149,46 +149,64 @@ class RecipeTrainer(SFTTrainer):
         return loss
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Compute a micro-batch, in pieces where memory asks for it; before the first, a larger one that is planned."""
+        """Compute a micro-batch, in pieces where memory asks for it; before the first, find out what fits."""
         step, computing = self.state.global_step, self._computing(model, num_items_in_batch)
         if not self._tried_largest:
             self._tried_largest = True
-            if self._begins_with_the_largest():
-                loss = self.memory.compute_first(step, inputs, computing)
-                if loss is not None:
-                    return loss
-            self._try_largest(model)
+            loss = self._found_out(model, inputs, computing)
+            if loss is not None:
+                return loss
         return self.memory.compute(step, inputs, computing)
 
     def floating_point_ops(self, inputs: Batch) -> int:  # nothing here reads it
         """Return nothing: transformers counts all parameters anew at every step for it, a hundredth of a step."""
         return 0
 
+    def _found_out(self, model: Any, first: Batch, computing: Computing) -> Tensor | None:
+        """Find out what fits; return the loss of the first micro-batch where it was its own trial.
+
+        A run that is gone on with does as it would have done without the interruption.
+        """
+        if self._begins_with_the_largest():
+            if self._done:
+                if self.memory.setting.gradient_checkpointing:
+                    self._checkpoint()
+                return None
+            moments = self._moments()
+            loss = self.memory.compute_first(self.state.global_step, first, computing)
+            del moments
+            if loss is not None:
+                return loss
+        self._try_largest(model)
+        return None
+
+    def _begins_with_the_largest(self) -> bool:
+        """Say whether the plan's first micro-batch is its own trial: on a CPU, whose memory is seldom quite full.
+
+        Several processes cannot begin a step again, so that they try in any case.
+        """
+        batching = self.batching
+        if self.args.device.type != "cpu" or batching.world_size > 1:
+            return False
+        planned, lengths = batching.plan.micro_batches, read_lengths(self.examples).tolist()
+        largest = largest_micro_batch(planned, lengths, batching.packed)
+        most = tokens_of(largest, lengths, batching.packed)
+        return tokens_of(planned[0], lengths, batching.packed) >= ALIKE * most
+
     def _try_largest(self, model: Any) -> None:
         lengths = read_lengths(self.examples).tolist()
         largest = largest_micro_batch(self.batching.plan.micro_batches, lengths, self.batching.packed)
         batch, longest = self._collated(largest), self._collated((lengths.index(max(lengths)),))
         labelled = torch.tensor(max(1, int((batch["labels"] != IGNORE).sum())), device=self.args.device)
-        # AdamW keeps two numbers for each that is trained, from the first update on.
-        number = torch.uint8 if self._choices.optimizer == "paged_adamw_8bit" else torch.float32
-        kept = [torch.empty_like(p, dtype=number) for p in self._trained.values() for _ in range(2)]
+        moments = self._moments()
         self.memory.try_out(batch, longest, self._computing(model, labelled), self._in_all_processes)
-        del kept
+        del moments
         self._metrics["train"].clear()  # what TRL counts beside its own loss
 
-    def _begins_with_the_largest(self) -> bool:
-        """Say whether the first micro-batch is a trial itself: on a CPU, whose memory is seldom filled to the edge.
-
-        Several processes cannot begin a step again, so that they try in any case, as does a run that ran out before.
-        """
-        batching, lengths = self.batching, read_lengths(self.examples).tolist()
-        if self.args.device.type != "cpu" or batching.world_size > 1 or self.memory.setting != AS_PLANNED:
-            return False
-        planned = batching.plan.micro_batches
-        first = planned[self._done * self.args.gradient_accumulation_steps]
-        largest = largest_micro_batch(planned, lengths, batching.packed)
-        most = tokens_of(largest, lengths, batching.packed)
-        return tokens_of(first, lengths, batching.packed) >= ALIKE * most
+    def _moments(self) -> list[Tensor]:
+        """Take the memory of the two numbers that AdamW keeps for each that is trained, from the first update on."""
+        number = torch.uint8 if self._choices.optimizer == "paged_adamw_8bit" else torch.float32
+        return [torch.empty_like(p, dtype=number) for p in self._trained.values() for _ in range(2)]
 
     def _collated(self, indices: MicroBatch) -> Batch:
         examples = [example_at(self.examples, i) for i in indices]

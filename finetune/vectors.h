@@ -5,7 +5,7 @@
 
 #include "numbers.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__)
 #define HAS_VECTORS
 
 #include <immintrin.h>

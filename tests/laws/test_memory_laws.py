@@ -279,6 +279,24 @@ def test_settled_setting_is_kept_over_a_resume(
     assert adapter_hash(resumed.run.adapter) == adapter_hash(straight.run.adapter)
 
 
+def test_what_runs_out_later_is_the_same_over_a_resume(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: Callable[[Memory], Memory]
+) -> None:
+    """A run whose first micro-batch was its trial tries nothing when it is gone on with, as it would not have."""
+    monkeypatch.setattr(RecipeTrainer, "_begins_with_the_largest", lambda self: True)
+    recipe = tiny_recipe(base, adapter={"dropout": 0.3})
+    straight, resumed = job_of(tmp_path / "straight", recipe), job_of(tmp_path / "resumed", recipe)
+    limited(Memory(20, from_call=2))
+    train(straight, silent())
+    limited(Memory(20, from_call=2))
+    stop_after(resumed, 1)
+    again = limited(Memory(20, from_call=1))
+    train(going_on(resumed), silent())
+    assert again.ran_out
+    assert told(resumed)[0].memory == told(straight)[0].memory
+    assert adapter_hash(resumed.run.adapter) == adapter_hash(straight.run.adapter)
+
+
 def test_other_errors_pass(base: Path, tmp_path: Path, limited: Callable[[Memory], Memory]) -> None:
     KINDS["other"] = lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     limited(Memory(1, kind="other"))
