@@ -53,19 +53,8 @@ void pair_words(const bf16 *head, uint32_t *pairs, int64_t words, int64_t D) {
 // sums (32, 32), whose rows are `wide` apart, = x (32, deep) pairs (deep / 2, 32), or that added, of factors laid out.
 template <bool ADDED>
 void laid_product(const bf16 *x, const uint32_t *pairs, float *sums, int64_t wide, int64_t deep) {
-    float *lower = sums + 16 * wide;
     written();
-    if (ADDED) {
-        _tile_loadd(0, sums, wide * 4);
-        _tile_loadd(1, sums + 16, wide * 4);
-        _tile_loadd(2, lower, wide * 4);
-        _tile_loadd(3, lower + 16, wide * 4);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    load_sums<ADDED>(sums, wide);
     for (int64_t k = 0; k < deep; k += 32) {
         _tile_loadd(4, x + k * 32, 64);
         _tile_loadd(6, pairs + k * 16, 64);
@@ -76,10 +65,7 @@ void laid_product(const bf16 *x, const uint32_t *pairs, float *sums, int64_t wid
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, wide * 4);
-    _tile_stored(1, sums + 16, wide * 4);
-    _tile_stored(2, lower, wide * 4);
-    _tile_stored(3, lower + 16, wide * 4);
+    store_sums(sums, wide);
 }
 
 struct SoFar {

@@ -50,6 +50,31 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
+// The sums of a block, (32, 32) and rows `wide` apart, in the first four tiles: what is there already, or zeros.
+template <bool ADDED>
+inline void load_sums(const float *upper, int64_t wide) {
+    const float *lower = upper + 16 * wide;
+    if (ADDED) {
+        _tile_loadd(0, upper, wide * 4);
+        _tile_loadd(1, upper + 16, wide * 4);
+        _tile_loadd(2, lower, wide * 4);
+        _tile_loadd(3, lower + 16, wide * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
+inline void store_sums(float *upper, int64_t wide) {
+    float *lower = upper + 16 * wide;
+    _tile_stored(0, upper, wide * 4);
+    _tile_stored(1, upper + 16, wide * 4);
+    _tile_stored(2, lower, wide * 4);
+    _tile_stored(3, lower + 16, wide * 4);
+}
+
 // c (M, N) = a (M, K) b (K, N), or that added to c; `wide` is the step from one row to the next, of b from one pair.
 template <bool ADDED>
 void product(const bf16 *a, int64_t a_wide, const uint32_t *b, int64_t b_wide, float *c, int64_t c_wide, int64_t M,
@@ -57,18 +82,7 @@ void product(const bf16 *a, int64_t a_wide, const uint32_t *b, int64_t b_wide, f
     written();
     for (int64_t n = 0; n < N; n += EDGE)
         for (int64_t m = 0; m < M; m += EDGE) {
-            float *upper = c + m * c_wide + n, *lower = upper + 16 * c_wide;
-            if (ADDED) {
-                _tile_loadd(0, upper, c_wide * 4);
-                _tile_loadd(1, upper + 16, c_wide * 4);
-                _tile_loadd(2, lower, c_wide * 4);
-                _tile_loadd(3, lower + 16, c_wide * 4);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            }
+            load_sums<ADDED>(c + m * c_wide + n, c_wide);
             for (int64_t k = 0; k < K; k += EDGE) {
                 _tile_loadd(4, a + m * a_wide + k, a_wide * 2);
                 _tile_loadd(5, a + (m + 16) * a_wide + k, a_wide * 2);
@@ -79,10 +93,7 @@ void product(const bf16 *a, int64_t a_wide, const uint32_t *b, int64_t b_wide, f
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
-            _tile_stored(0, upper, c_wide * 4);
-            _tile_stored(1, upper + 16, c_wide * 4);
-            _tile_stored(2, lower, c_wide * 4);
-            _tile_stored(3, lower + 16, c_wide * 4);
+            store_sums(c + m * c_wide + n, c_wide);
         }
 }
 
