@@ -127,7 +127,7 @@ def main() -> None:
         [name, str(len(took)), spread([one.clock for one in took]), spread([one.processors for one in took])]
         for name, took in measured.items()
     ]
-    rows.append(["of it the trainer: the step, and a trial of memory where there is one", str(len(steps)), spread(steps), ""])
+    rows.append(["of it the trainer: the step, and a trial where there is one", str(len(steps)), spread(steps), ""])
     print(table(["", "n", "seconds (least / median / most)", "seconds of processors"], rows))
     print(f"\n{machine_line('torch', 'trl', 'transformers', 'bitsandbytes')}")
 
