@@ -48,13 +48,13 @@ from finetune.rows import BadRow, Row, read_rows
 from finetune.uncollected import uncollected_imports
 from finetune.workers import chunked
 
-MOST_MEMORY = re.compile(r"most memory: ([\d,]+) MiB, workers together ([\d,]+) MiB")
 Way = Literal["encode", "path", "searched"]
 WAYS: dict[Way, str] = {
     "encode": "`encode_batch` alone",
     "path": "JSONL to token ids and labels",
     "searched": "the same with secrets and keys",
 }
+MOST_MEMORY = re.compile(r"most memory: ([\d,]+) MiB, workers together ([\d,]+) MiB")
 ROWS_A_SECOND = re.compile(r"rows in [\d.,]+ s: ([\d,]+) rows/s, ([\d,]+) tokens")
 
 

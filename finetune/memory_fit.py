@@ -84,16 +84,14 @@ class MemoryFit:
 
     def compute_first(self, step: int, batch: Batch, computing: Computing) -> Tensor | None:
         """Compute a micro-batch that is its own trial, on a CPU; none, and all as before, where memory ran out."""
-        python, global_numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        restore = _remember_generators()
         loss = self._losses([batch], computing)
         if loss is not None:
             self._step, self._computed = step, [batch]
             return loss
         computing.drop_gradients()
         gc.collect()
-        random.setstate(python)
-        np.random.set_state(global_numpy)
-        torch.set_rng_state(torchs)
+        restore()
         return None
 
     def try_out(self, largest: Batch, longest: Batch, computing: Computing, all_fit: Callable[[bool], bool]) -> None:
@@ -174,8 +172,20 @@ def tokens_of(batch: MicroBatch, lengths: Sequence[int], packed: bool) -> int:
 @contextmanager
 def _generators_restored() -> Iterator[None]:
     """Leave every generator as it was before a block, so that what is drawn in it changes nothing behind it."""
-    python, global_numpy = random.getstate(), np.random.get_state()  # libraries draw from this one
+    restore = _remember_generators()
     with torch.random.fork_rng(device_type="cuda"):
         yield
-    random.setstate(python)
-    np.random.set_state(global_numpy)
+    restore()
+
+
+def _remember_generators() -> Callable[[], None]:
+    """Return what sets this processor's generators to where they are now."""
+    python, torchs = random.getstate(), torch.get_rng_state()
+    global_numpy = np.random.get_state()  # libraries draw from this one
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(global_numpy)
+        torch.set_rng_state(torchs)
+
+    return restore
